@@ -1,0 +1,87 @@
+"""What the engine hands to a shim: a bundle folder holding plain data.
+
+``<exec-root>/containers/<id>/`` (mode 0700) holds
+
+=================  =====================================================================================
+``config.json``    the OCI runtime configuration (:mod:`seacan.runtime.spec`)
+``shim.json``      :class:`ShimConfig`: everything the OCI configuration has no word for
+``state.json``     written by the shim once init exists: OCI state, plus start time (to tell reused pids)
+``exit.json``      :class:`Exit`, written (to a temporary name, then renamed) before anyone is told
+``shim.sock``      where a restarted daemon finds the shim again
+``exec-<eid>.json``  the OCI process of an exec in flight
+=================  =====================================================================================
+
+Nothing here imports anything heavy: the launcher keeps this module loaded and every shim shares its pages.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class OverlayRoot(msgspec.Struct, tag="overlay", tag_field="type", frozen=True):
+    """An overlay to be mounted by the shim inside the container's own mount namespace, so that it can never leak.
+
+    ``lower`` lists layer directories, topmost first. ``upper`` and ``work`` are None for a read-only view.
+    """
+
+    lower: tuple[str, ...]
+    upper: str | None = None
+    work: str | None = None
+    options: tuple[str, ...] = ()
+
+
+class DirectoryRoot(msgspec.Struct, tag="directory", tag_field="type", frozen=True):
+    """A plain directory used as it is (the vfs driver, or an OCI bundle's own rootfs)."""
+
+    path: str
+
+
+Rootfs = OverlayRoot | DirectoryRoot
+
+
+class LogConfig(msgspec.Struct, frozen=True):
+    """Where a container's output goes. ``path`` is the log file; sizes are bytes, -1 means never rotate."""
+
+    driver: Literal["json-file", "local", "none"] = "json-file"
+    path: str = ""
+    max_size: int = -1
+    max_file: int = 1
+    compress: bool = False
+    attributes: dict[str, str] = {}
+    """Extra ``attrs`` of a json-file line (from the labels, env and tag options)."""
+    non_blocking: bool = False
+    max_buffer_size: int = 1 << 20
+
+
+class ExternalRuntime(msgspec.Struct, frozen=True):
+    """Another OCI runtime (runc, crun, …) that makes the container in our stead (``--add-runtime``)."""
+
+    path: str
+    arguments: tuple[str, ...] = ()
+    root: str = ""
+
+
+class ShimConfig(msgspec.Struct, frozen=True):
+    """The shim's own configuration; sits beside the OCI ``config.json`` in the bundle."""
+
+    id: str
+    rootfs: Rootfs
+    log: LogConfig = LogConfig()
+    open_stdin: bool = False
+    stdin_once: bool = False
+    seccomp: str | None = None
+    """Path of the compiled BPF program; then ``linux.seccomp`` is left out of ``config.json``."""
+    external: ExternalRuntime | None = None
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How a process ended. ``exit_code`` is the shell's convention (128+signal); ``at`` is nanoseconds since 1970."""
+
+    exit_code: int
+    at: int
+    signal: int = 0
+    oom_killed: bool = False
+    error: str = ""
