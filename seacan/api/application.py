@@ -1,0 +1,153 @@
+"""Puts the resource modules together: version negotiation, dockerd's headers, errors as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import hdrs, web
+from aiohttp.web_urldispatcher import AbstractResource, AbstractRoute, UrlDispatcher, UrlMappingMatchInfo
+
+from seacan.api.http import CANCELLABLE, VERSION_KEY, RequestHandler, json_response
+from seacan.engine.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, dotted
+from seacan.errors import InvalidParameter, NotFound, NotModified, SeacanError
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+    from seacan.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+RESOURCES = ("system", "containers", "execs", "archive", "images", "volumes", "networks", "build", "swarm", "plugins")
+"""The modules of this package that have ``routes(engine)``."""
+
+
+class VersionedPaths(AbstractResource):
+    """Matches every path, with or without the ``/v1.xx`` prefix, against routes that are written without it."""
+
+    def __init__(self, routes: Sequence[web.RouteDef]) -> None:
+        super().__init__(name="docker")
+        self._paths = UrlDispatcher()
+        self._paths.add_routes(routes)
+
+    @property
+    def canonical(self) -> str:
+        return "/"
+
+    async def resolve(self, request: web.Request) -> tuple[UrlMappingMatchInfo | None, set[str]]:
+        version: tuple[int, ...] = API_VERSION
+        path = request.rel_url.raw_path
+        if path.startswith("/v") and path[2:3].isdigit():
+            prefix, slash, _ = path[1:].partition("/")
+            parts = prefix[1:].split(".")
+            if slash and all(part.isdecimal() for part in parts):
+                version = tuple(int(part) for part in parts)
+                request[VERSION_KEY] = version
+                stripped = path[len(prefix) + 1 :]
+                request = request.clone(rel_url=request.rel_url.with_path(stripped, encoded=True, keep_query=True))
+        request[VERSION_KEY] = version
+        match = await self._paths.resolve(request)
+        if match.http_exception is not None:
+            return None, set()
+        return match, set()
+
+    def add_prefix(self, prefix: str) -> None:
+        raise NotImplementedError
+
+    def get_info(self) -> Any:
+        return {}
+
+    def raw_match(self, path: str) -> bool:
+        return False
+
+    def url_for(self, **parts: str) -> URL:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self._paths.routes())
+
+    def __iter__(self) -> Iterator[AbstractRoute]:
+        return iter(self._paths.routes())
+
+
+def application(engine: Engine) -> web.Application:
+    """The API of ``engine`` as an aiohttp application."""
+    app = web.Application(middlewares=[_docker], client_max_size=64 << 20)
+    routes: list[web.RouteDef] = []
+    for name in RESOURCES:
+        if importlib.util.find_spec(f"seacan.api.{name}") is None:
+            continue
+        module = importlib.import_module(f"seacan.api.{name}")
+        routes += module.routes(engine)
+    app.router.register_resource(VersionedPaths(routes))
+    app.on_response_prepare.append(_headers)
+    return app
+
+
+async def serve(engine: Engine, listeners: Sequence[tuple[socket.socket, ssl.SSLContext | None]]) -> web.AppRunner:
+    """Answer the API on listening sockets; ``await runner.cleanup()`` ends it."""
+    runner = web.AppRunner(
+        application(engine), access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
+    )
+    await runner.setup()
+    for listener, context in listeners:
+        await web.SockSite(runner, listener, ssl_context=context, backlog=1024).start()
+    return runner
+
+
+async def _headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(
+        {"Api-Version": dotted(API_VERSION), "Ostype": "linux", "Server": f"Docker/{SERVER_VERSION} (linux)"}
+    )
+
+
+@web.middleware
+async def _docker(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+    try:
+        if request.match_info.http_exception is not None:
+            raise NotFound("page not found")
+        _check_version(request[VERSION_KEY])
+        return await _run(request, handler)
+    except NotModified:
+        return web.Response(status=304)
+    except SeacanError as error:
+        return _failure(request, error.message, error.status)
+    except web.HTTPException as error:
+        return _failure(request, error.reason, error.status)
+    except ConnectionResetError:
+        raise
+    except Exception as error:
+        log.exception("%s %s", request.method, request.path)
+        return _failure(request, f"{type(error).__name__}: {error}", 500)
+
+
+async def _run(request: web.Request, handler: RequestHandler) -> web.StreamResponse:
+    route = request.match_info.handler
+    if request.method in (hdrs.METH_GET, hdrs.METH_HEAD) or getattr(route, CANCELLABLE, False):
+        return await handler(request)
+    # A change goes to its end although the client may have gone: half a start is worse than one nobody waited for.
+    return await asyncio.shield(asyncio.ensure_future(handler(request)))
+
+
+def _check_version(version: tuple[int, ...]) -> None:
+    if version < MIN_API_VERSION:
+        raise InvalidParameter(
+            f"client version {dotted(version)} is too old. Minimum supported API version is "
+            f"{dotted(MIN_API_VERSION)}, please upgrade your client to a newer version"
+        )
+    if version > API_VERSION:
+        raise InvalidParameter(
+            f"client version {dotted(version)} is too new. Maximum supported API version is {dotted(API_VERSION)}"
+        )
+
+
+def _failure(request: web.Request, message: str, status: int) -> web.Response:
+    log.debug("%s %s: %d %s", request.method, request.path, status, message)
+    return json_response({"message": message}, status)

@@ -1,0 +1,117 @@
+"""How an engine is to work: what dockerd takes from its flags and from daemon.json, as plain data.
+
+``seacan daemon`` fills :class:`EngineOptions` from flags and daemon.json; a program that imports the engine makes one
+itself. Nothing here reads a file. Fields named in :data:`LIVE` can change while the engine runs
+(:meth:`seacan.engine.engine.Engine.reconfigure`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from seacan.engine.config import Ulimit
+
+
+class RuntimeOption(msgspec.Struct, kw_only=True, frozen=True):
+    """An external OCI runtime (``--add-runtime name=path``)."""
+
+    path: str
+    arguments: tuple[str, ...] = ()
+
+
+class AddressPool(msgspec.Struct, kw_only=True, frozen=True):
+    """A range from which networks without a subnet of their own are cut (``--default-address-pool``)."""
+
+    base: str
+    size: int
+
+
+class EngineOptions(msgspec.Struct, kw_only=True):
+    # places
+    data_root: str = "/var/lib/seacan"
+    exec_root: str = "/run/seacan"
+    cgroup_parent: str = "/seacan"
+    # what a container gets that does not say otherwise
+    default_ulimits: dict[str, Ulimit] = {}
+    default_shm_size: int = 64 << 20
+    """Bytes."""
+    default_ipc_mode: str = "private"
+    default_cgroupns_mode: str = ""
+    """"private" or "host"; empty: private on cgroup v2, host on v1, as dockerd."""
+    no_new_privileges: bool = False
+    seccomp_profile: str = ""
+    """Path of a profile; "builtin" or empty for ours; "unconfined"."""
+    selinux_enabled: bool = False
+    init: bool = False
+    init_path: str = ""
+    log_driver: str = "json-file"
+    log_opts: dict[str, str] = {}
+    default_runtime: str = "seacan"
+    runtimes: dict[str, RuntimeOption] = {}
+    # networks
+    bridge: str = ""
+    """Name of an existing bridge for the default network, "none" for no default network; empty: we make docker0."""
+    bip: str = ""
+    bip6: str = ""
+    fixed_cidr: str = ""
+    fixed_cidr_v6: str = ""
+    default_gateway: str = ""
+    default_gateway_v6: str = ""
+    default_address_pools: list[AddressPool] = []
+    default_network_opts: dict[str, dict[str, str]] = {}
+    """Driver name → default options of networks of that driver."""
+    mtu: int = 0
+    """0: the kernel's."""
+    ip: str = "0.0.0.0"
+    """Address on which ports are published that name none."""
+    icc: bool = True
+    ipv6: bool = False
+    ip_forward: bool = True
+    ip_masq: bool = True
+    iptables: bool = True
+    ip6tables: bool = True
+    userland_proxy: bool = True
+    allow_direct_routing: bool = False
+    dns: list[str] = []
+    dns_options: list[str] = []
+    dns_search: list[str] = []
+    host_gateway_ips: list[str] = []
+    # storage and images
+    storage_driver: str = ""
+    """"overlay2", "vfs", or empty to choose by what the host can mount."""
+    storage_opts: list[str] = []
+    max_concurrent_downloads: int = 3
+    max_concurrent_uploads: int = 5
+    max_download_attempts: int = 5
+    registry_mirrors: list[str] = []
+    insecure_registries: list[str] = []
+    # the daemon
+    labels: list[str] = []
+    debug: bool = False
+    experimental: bool = False
+    live_restore: bool = True
+    """Containers outlive the daemon; when false, a clean stop of the daemon stops them (dockerd's default)."""
+    shutdown_timeout: int = 15
+    """Seconds a container gets to end when the daemon stops them."""
+    features: dict[str, bool] = {}
+    hosts: list[str] = []
+    tls: bool = False
+
+
+LIVE = frozenset(
+    {
+        "debug",
+        "labels",
+        "live_restore",
+        "shutdown_timeout",
+        "features",
+        "default_runtime",
+        "runtimes",
+        "max_concurrent_downloads",
+        "max_concurrent_uploads",
+        "max_download_attempts",
+        "registry_mirrors",
+        "insecure_registries",
+    }
+)
+"""The options that dockerd reloads on SIGHUP."""
