@@ -91,7 +91,7 @@ def query_int(request: web.Request, name: str, default: int = 0) -> int:
 
 
 def query_filters(request: web.Request) -> dict[str, list[str]]:
-    """The ``filters`` parameter, in its present form ({"label": {"a": true}}) or the one before 1.22 ({"label": ["a"]})."""
+    """The ``filters`` parameter: {"label": {"a": true}}, or as before 1.22 {"label": ["a"]}."""
     text = request.query.get("filters", "")
     if not text:
         return {}
