@@ -1,0 +1,41 @@
+# `make demo` shows the engine at work; `make test` runs everything. Both set the machine up first (as root).
+.PHONY: demo test test-long check unit e2e bench lock venv clean
+PY = .venv/bin/python
+PYTEST = PATH="$(CURDIR)/.scratch/bin:$$PATH" $(PY) -m pytest
+
+demo:
+	@tools/setup run
+	@$(PY) tools/demo.py
+
+venv:
+	@tools/setup run
+
+test:
+	@tools/setup test
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+	@$(PYTEST) -q -m "not long"
+
+test-long:
+	@tools/setup test
+	@$(PYTEST) -q
+
+check:
+	@tools/setup run
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+	@$(PYTEST) -q tests/unit
+
+e2e:
+	@tools/setup test
+	@$(PYTEST) -q -m "not long" tests/e2e
+
+bench:
+	@tools/setup test
+	@$(PY) -m tests.bench
+
+lock:
+	@$(PY) -m pip install -q uv
+	@$(PY) -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	    --generate-hashes --no-annotate --no-header -q -o requirements.lock
+
+clean:
+	rm -rf .venv .scratch .mypy_cache .ruff_cache .pytest_cache
