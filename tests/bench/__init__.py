@@ -1,0 +1,1 @@
+"""Benchmarks against the peers (dockerd, podman, crun) in the same run: ``make bench``."""
