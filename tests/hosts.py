@@ -293,7 +293,7 @@ def cgroup_folders(parent: str) -> list[Path]:
 @contextlib.contextmanager
 def scratch(name: str) -> Iterator[Path]:
     """A folder on a disk that overlay can use as upper (never tmpfs-on-overlay), removed at the end."""
-    base = Path(os.environ.get("SEACAN_TEST_SCRATCH", "/var/tmp"))  # noqa: S108
+    base = Path(os.environ.get("SEACAN_TEST_SCRATCH", "/var/tmp"))
     folder = base / f"seacan-{name}-{uuid.uuid4().hex[:8]}"
     folder.mkdir(parents=True)
     try:
