@@ -1,7 +1,7 @@
 """`make demo`: an engine in a scratch folder and a network namespace, containers in it, and what isolates them.
 
-Everything goes through the Docker API: by the `docker` command where there is one, else by `seacan`, which takes the same
-words. Nothing is left behind.
+Everything goes through the Docker API: by the `docker` command where there is one, else by `seacan`, which takes the
+same words. Nothing is left behind.
 """
 
 from __future__ import annotations

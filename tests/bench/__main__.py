@@ -11,7 +11,7 @@ from tests.bench.measure import Table, machine
 from tests.hosts import REPOSITORY
 
 # Each module has measure() -> list[Table].
-MODULES = ("run", "network", "images", "build")
+MODULES = ("run", "network", "images", "registry", "build")
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 _SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->\n", re.S)
 
@@ -25,7 +25,7 @@ def main() -> None:
         print(text, flush=True)
         sections[name] = text
     page = [
-        "# Benchmarks\n\n`make bench` writes this page: medians, ours and the peer's runs taking turns on the same machine.\n"
+        "# Benchmarks\n\n`make bench` writes this page: medians; ours and the peer's runs take turns.\n"
     ]
     page += [
         f"<!-- begin {name} -->\n{sections[name]}<!-- end {name} -->\n"

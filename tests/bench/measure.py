@@ -21,7 +21,7 @@ from typing import Any
 
 @dataclass
 class Row:
-    """One line of a table. ``ours`` and ``peer`` are in ``unit``; ``target`` is said in words, ``met`` whether it held."""
+    """One line of a table: ``ours`` and ``peer`` in ``unit``, the target in words, and whether it was met."""
 
     what: str
     ours: float | None

@@ -156,7 +156,8 @@ def _memory(ours: Daemon, peer: Dockerd | None) -> list[Row]:
     return [
         Row("private memory of an idle container's shim", private, "MiB", their_shim, "dockerd, resident", "≤ 1.2 MiB",
             private <= 1.2),
-        Row("daemon and launcher idle, resident", resident, "MB", theirs, "dockerd + containerd", "≤ 80 MB", resident <= 80),
+        Row("daemon and launcher idle, resident", resident, "MB", theirs, "dockerd + containerd", "≤ 80 MB",
+            resident <= 80),
     ]  # fmt: skip
 
 
