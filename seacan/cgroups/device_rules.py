@@ -1,4 +1,4 @@
-"""OCI device rules made explicit, for the v1 files and the v2 program alike."""
+"""OCI device rules made explicit and minimal, for the v1 files and the v2 program alike."""
 
 from __future__ import annotations
 
@@ -26,12 +26,52 @@ class Rule:
 _TYPES: dict[str, Literal["a", "b", "c"]] = {"": "a", "a": "a", "b": "b", "c": "c", "u": "c"}
 
 
-def rules(resources: LinuxResources) -> Iterator[Rule]:
-    """The device rules of an OCI configuration, in order; a later one overrides an earlier.
+RUNTIME_RULES = (
+    Rule(True, "c", None, None, "m"),
+    Rule(True, "b", None, None, "m"),
+    *(Rule(True, "c", 1, minor, "rwm") for minor in (3, 5, 7, 8, 9)),  # null, zero, full, random, urandom
+    Rule(True, "c", 5, 0, "rwm"),  # tty
+    Rule(True, "c", 5, 2, "rwm"),  # ptmx
+    Rule(True, "c", 136, None, "rwm"),  # the pseudo-terminals of /dev/pts
+    Rule(True, "c", 10, 200, "rwm"),  # net/tun
+)
+"""What every container may use, whatever its configuration says: the devices a runtime makes itself (as runc)."""
 
-    Raises InvalidParameter for an unknown type, access letter or number, and for type ``a`` with numbers, which the v1
-    kernel would read as "all devices".
+
+def rules(resources: LinuxResources) -> list[Rule]:
+    """The device rules of an OCI configuration, in order, followed by :data:`RUNTIME_RULES`; a later rule overrides.
+
+    Rules that later ones make void are left out. Empty when the configuration has none: nothing is to change.
+    Raises InvalidParameter for an unknown type, access letter or number.
     """
+    wanted: list[Rule] = []
+    for rule in _parse(resources):
+        if rule.type == "a" and rule.access == "rwm":
+            wanted = [rule]
+        elif not (wanted and not rule.allow and wanted[0] == _NOTHING and not _named(wanted, rule)):
+            wanted.append(rule)
+    if wanted and wanted != [_EVERYTHING]:
+        seen = set(wanted)
+        wanted.extend(rule for rule in RUNTIME_RULES if rule not in seen)
+    return wanted
+
+
+_NOTHING = Rule(False, "a", None, None, "rwm")
+_EVERYTHING = Rule(True, "a", None, None, "rwm")
+
+
+def _named(earlier: list[Rule], rule: Rule) -> bool:
+    """Whether an earlier rule may have allowed what ``rule`` names."""
+    return any(
+        other.allow
+        and other.type == rule.type
+        and (other.major is None or rule.major is None or other.major == rule.major)
+        and (other.minor is None or rule.minor is None or other.minor == rule.minor)
+        for other in earlier
+    )
+
+
+def _parse(resources: LinuxResources) -> Iterator[Rule]:
     for device in resources.devices:
         kind = _TYPES.get(device.type)
         if kind is None:
@@ -46,7 +86,8 @@ def rules(resources: LinuxResources) -> Iterator[Rule]:
                 raise InvalidParameter(f"invalid device number in cgroup rule: {number}")
         ordered = "".join(letter for letter in "rwm" if letter in access)
         if kind == "a" and (major is not None or minor is not None or ordered != "rwm"):
-            for each in ("b", "c"):
-                yield Rule(device.allow, _TYPES[each], major, minor, ordered)
+            # The v1 kernel ignores numbers and access after "a", which would open everything.
+            yield Rule(device.allow, "b", major, minor, ordered)
+            yield Rule(device.allow, "c", major, minor, ordered)
             continue
         yield Rule(device.allow, kind, major, minor, ordered)

@@ -17,7 +17,7 @@ _KIND = {"b": 1, "c": 2}  # BPF_DEVCG_DEV_*
 
 def apply(directory: str, resources: LinuxResources) -> None:
     """Replace the device programs of this cgroup by one for these rules; without rules, change nothing."""
-    wanted = list(rules(resources))
+    wanted = rules(resources)
     if not wanted:
         return
     from seacan.linux import bpf

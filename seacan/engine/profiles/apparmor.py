@@ -1,0 +1,84 @@
+"""AppArmor: whether the host has it, and the default profile, loaded when a container needs it and it is missing.
+
+The profile keeps Docker's name, ``docker-default``: tools and policies look for it. An administrator's own profile of
+that name is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+from seacan.errors import System
+
+DEFAULT = "docker-default"
+UNCONFINED = "unconfined"
+_PROFILES = "/sys/kernel/security/apparmor/profiles"
+
+_TEXT = """\
+profile {name} flags=(attach_disconnected,mediate_deleted) {{
+  network,
+  capability,
+  file,
+  umount,
+  # Signals from the host, and between containers of this profile.
+  signal (receive) peer=unconfined,
+  signal (receive) peer=runc,
+  signal (receive) peer=crun,
+  signal (send,receive) peer={name},
+  ptrace (trace,read,tracedby,readby) peer={name},
+
+  # Of /proc a container writes only what belongs to its own processes and namespaces.
+  deny @{{PROC}}/* w,
+  deny @{{PROC}}/{{[^1-9],[^1-9][^0-9],[^1-9s][^0-9y][^0-9s],[^1-9][^0-9][^0-9][^0-9/]*}}/** w,
+  deny @{{PROC}}/sys/[^k]** w,
+  deny @{{PROC}}/sys/kernel/{{?,??,[^s][^h][^m]**}} w,
+  deny @{{PROC}}/sysrq-trigger rwklx,
+  deny @{{PROC}}/kcore rwklx,
+
+  deny mount,
+
+  deny /sys/[^f]*/** wklx,
+  deny /sys/f[^s]*/** wklx,
+  deny /sys/fs/[^c]*/** wklx,
+  deny /sys/fs/c[^g]*/** wklx,
+  deny /sys/fs/cg[^r]*/** wklx,
+  deny /sys/firmware/** rwklx,
+  deny /sys/devices/virtual/powercap/** rwklx,
+  deny /sys/kernel/security/** rwklx,
+}}
+"""
+
+
+def supported() -> bool:
+    """Whether the kernel enforces AppArmor and its profiles can be read."""
+    return os.access(_PROFILES, os.R_OK)
+
+
+def loaded(name: str) -> bool:
+    with open(_PROFILES) as profiles:
+        return any(line.partition(" (")[0] == name for line in profiles)
+
+
+def ensure_default() -> None:
+    """Load the default profile if it is not loaded (an administrator's reload may have thrown it out).
+
+    Raises System if it is missing and cannot be loaded: a container would run without the confinement it is told it
+    has.
+    """
+    if loaded(DEFAULT):
+        return
+    parser = shutil.which("apparmor_parser") or shutil.which("/sbin/apparmor_parser")
+    if parser is None:
+        raise System(
+            f"AppArmor enabled on system but the {DEFAULT} profile could not be loaded: apparmor_parser is missing"
+        )
+    run = subprocess.run(
+        [parser, "-Kr"], input=_TEXT.format(name=DEFAULT), text=True, capture_output=True, timeout=30, check=False
+    )
+    if run.returncode:
+        raise System(
+            f"AppArmor enabled on system but the {DEFAULT} profile could not be loaded: "
+            f"running '{parser} -Kr' failed with output: {run.stdout}{run.stderr}"
+        )
