@@ -1,0 +1,163 @@
+"""Content-addressed blobs: manifests, configurations and layers as they travelled, each under its own digest.
+
+``<root>/sha256/<hex>`` holds the blobs, ``<root>/ingest/`` what is being written. A blob appears by rename, only after
+its bytes were hashed and compared, so a reader never sees half of one, and a crash leaves nothing but files in
+``ingest``. Which blobs are wanted is not decided here: see :meth:`seacan.images.store.Images.collect`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from seacan.errors import InvalidParameter, NotFound, System
+from seacan.storage import digest as digests
+from seacan.storage.digest import Digest
+
+DOCUMENT_LIMIT = 16 << 20
+"""Bytes that a manifest, index or configuration may have; what is larger is hostile (registries stop at 4 MiB)."""
+
+
+class BlobMissing(NotFound):
+    """A blob that something refers to is not in the store."""
+
+
+class DigestMismatch(InvalidParameter):
+    """Content is not what its digest says."""
+
+
+class BlobWriter:
+    """A blob in the making. Write, then :meth:`commit`; leaving the ``with`` block without a commit discards it."""
+
+    def __init__(self, blobs: Blobs, path: Path, what: str) -> None:
+        self._blobs = blobs
+        self._path = path
+        self._what = what
+        self._hash = hashlib.sha256()
+        self._committed = False
+        self.size = 0
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def fileno(self) -> int:
+        """The file being written; readers may follow it with ``pread``."""
+        return self._file
+
+    def write(self, content: bytes | bytearray | memoryview) -> None:
+        """Append; safe to call in a thread (both the hash and the write release the interpreter's lock)."""
+        view = memoryview(content)
+        self._hash.update(view)
+        while view:
+            try:
+                written = os.write(self._file, view)
+            except OSError as error:
+                raise System(f"writing {self._what} to {self._path.parent}: {error.strerror}") from error
+            self.size += written
+            view = view[written:]
+
+    @property
+    def digest(self) -> Digest:
+        """The digest of what has been written so far."""
+        return Digest("sha256:" + self._hash.hexdigest())
+
+    def commit(self, expected: Digest | None = None, size: int | None = None) -> Digest:
+        """Verify and publish; returns the digest. The file stays open until the ``with`` block ends."""
+        actual = self.digest
+        if size is not None and self.size != size:
+            raise DigestMismatch(f"{self._what}: {self.size} bytes where {size} were announced")
+        if expected is not None and actual != expected:
+            raise DigestMismatch(f"{self._what}: content has digest {actual}, not {expected}")
+        os.rename(self._path, self._blobs.path(actual))
+        self._committed = True
+        return actual
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            if not self._committed:
+                self._path.unlink(missing_ok=True)
+
+
+class Blobs:
+    """The blob store in the folder ``root``, which it creates."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._sha256 = root / "sha256"
+        self._ingest = root / "ingest"
+        for folder in (self._sha256, self._ingest):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def path(self, digest: Digest) -> Path:
+        """Where the blob is or would be."""
+        return self._sha256 / digests.hexadecimal(digests.parse(digest))
+
+    def contains(self, digest: Digest) -> bool:
+        return self.path(digest).is_file()
+
+    def size(self, digest: Digest) -> int:
+        """Bytes; raises :class:`BlobMissing`."""
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError:
+            raise BlobMissing(f"blob {digest} is missing from {self._sha256}") from None
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """The blob's bytes, unverified: whoever minds hashes what it reads. Raises :class:`BlobMissing`."""
+        try:
+            return self.path(digest).open("rb", buffering=0)
+        except FileNotFoundError:
+            raise BlobMissing(f"blob {digest} is missing from {self._sha256}") from None
+
+    def read(self, digest: Digest, limit: int = DOCUMENT_LIMIT) -> bytes:
+        """A small blob, verified. Raises :class:`BlobMissing`, :class:`DigestMismatch`, refuses one above ``limit``."""
+        with self.open(digest) as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise InvalidParameter(f"blob {digest} is larger than {limit} bytes")
+        if digests.of(content) != digest:
+            raise DigestMismatch(f"blob {digest} is corrupt: {self.path(digest)} has digest {digests.of(content)}")
+        return content
+
+    def put(self, content: bytes) -> Digest:
+        """Store a small blob."""
+        digest = digests.of(content)
+        if not self.contains(digest):
+            with self.writer(f"blob {digest}") as writer:
+                writer.write(content)
+                writer.commit(digest)
+        return digest
+
+    def writer(self, what: str) -> BlobWriter:
+        """Begin a blob; ``what`` names it in errors."""
+        return BlobWriter(self, self._ingest / secrets.token_hex(8), what)
+
+    def remove(self, digest: Digest) -> None:
+        self.path(digest).unlink(missing_ok=True)
+
+    def __iter__(self) -> Iterator[Digest]:
+        with os.scandir(self._sha256) as entries:
+            for entry in entries:
+                name = f"sha256:{entry.name}"
+                if digests.is_digest(name):
+                    yield Digest(name)
+
+    def recover(self) -> None:
+        """Forget what a previous process was writing. Only when no other process of ours writes here."""
+        for entry in self._ingest.iterdir():
+            if not entry.name.endswith(".partial"):
+                entry.unlink(missing_ok=True)

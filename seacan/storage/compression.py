@@ -1,0 +1,153 @@
+"""Compressed streams: recognised by their first bytes, never by name or media type, and expanded chunk by chunk.
+
+Knows gzip (several members too), zstd (several frames), xz, bzip2 and no compression at all: what dockerd knows.
+Memory stays bounded whatever the stream claims: windows above 128 MiB are refused, chunks are about 1 MiB.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import IO, Protocol, cast
+
+import zstandard
+from isal import igzip_lib, isal_zlib
+
+from seacan.errors import InvalidParameter
+
+CHUNK = 1 << 20
+"""Bytes that an expanded chunk has at most (but for plain streams, which are passed on as they come)."""
+
+ReadChunk = Callable[[], bytes]
+"""Gives the next bytes of a stream, as many as are at hand; ``b""`` is its end."""
+
+_ZSTD_WINDOW = 128 << 20
+_XZ_MEMORY = 256 << 20
+
+
+class Compression(Enum):
+    NONE = "none"
+    GZIP = "gzip"
+    ZSTD = "zstd"
+    XZ = "xz"
+    BZIP2 = "bzip2"
+
+
+def detect(head: bytes) -> Compression:
+    """What a stream that begins with ``head`` (ten bytes are enough) is compressed with."""
+    if head.startswith(b"\x1f\x8b\x08"):
+        return Compression.GZIP
+    if head.startswith(b"\x28\xb5\x2f\xfd") or (
+        len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+    ):
+        return Compression.ZSTD
+    if head.startswith(b"\xfd7zXZ\x00"):
+        return Compression.XZ
+    if head.startswith(b"BZh"):
+        return Compression.BZIP2
+    return Compression.NONE
+
+
+class _Decoder(Protocol):
+    """One member of a stream (``zlib.decompressobj``'s shape)."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    @property
+    def needs_input(self) -> bool: ...
+    def decompress(self, data: bytes, max_length: int = ...) -> bytes: ...
+
+
+def expand(read: ReadChunk) -> tuple[Compression, Iterator[bytes]]:
+    """The compression of the stream and an iterator over its expanded chunks.
+
+    A broken stream raises :class:`InvalidParameter` from the iterator.
+    """
+    head = b""
+    while len(head) < 10:
+        more = read()
+        if not more:
+            break
+        head += more
+    kind = detect(head)
+    if kind is Compression.NONE:
+        return kind, _plain(head, read)
+    if kind is Compression.ZSTD:
+        return kind, _expand_zstd(head, read)
+    return kind, _expand_members(kind, head, read)
+
+
+def _plain(head: bytes, read: ReadChunk) -> Iterator[bytes]:
+    if head:
+        yield head
+    while chunk := read():
+        yield chunk
+
+
+def _new_decoder(kind: Compression) -> _Decoder:
+    if kind is Compression.GZIP:
+        return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+    if kind is Compression.XZ:
+        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+    return bz2.BZ2Decompressor()
+
+
+def _expand_members(kind: Compression, head: bytes, read: ReadChunk) -> Iterator[bytes]:
+    decoder = _new_decoder(kind)
+    data = head
+    while True:
+        try:
+            output = decoder.decompress(data, CHUNK)
+        except (isal_zlib.IsalError, lzma.LZMAError, OSError, EOFError, ValueError) as error:  # type: ignore[misc]
+            raise InvalidParameter(f"{kind.value} stream is broken: {error}") from error
+        data = b""
+        if output:
+            yield output
+        if decoder.eof:
+            # Another member may follow, after padding with zeros.
+            data = decoder.unused_data.lstrip(b"\0")
+            while not data:
+                more = read()
+                if not more:
+                    return
+                data = more.lstrip(b"\0")
+            decoder = _new_decoder(kind)
+        elif decoder.needs_input:
+            data = read()
+            if not data:
+                raise InvalidParameter(f"{kind.value} stream ends too early: unexpected EOF")
+
+
+def _expand_zstd(head: bytes, read: ReadChunk) -> Iterator[bytes]:
+    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
+        cast(IO[bytes], _Source(head, read)), read_size=CHUNK, read_across_frames=True
+    )
+    source_open = True
+    while source_open:
+        try:
+            chunk = reader.read(CHUNK)
+        except zstandard.ZstdError as error:
+            raise InvalidParameter(f"zstd stream is broken: {error}") from error
+        source_open = bool(chunk)
+        if chunk:
+            yield chunk
+
+
+class _Source:
+    """A file-like face for zstandard's reader."""
+
+    def __init__(self, head: bytes, read: ReadChunk) -> None:
+        self._rest = head
+        self._read = read
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._rest or self._read()
+        if 0 <= size < len(data):
+            self._rest = data[size:]
+            return data[:size]
+        self._rest = b""
+        return data

@@ -1,0 +1,267 @@
+"""Unpacked layers: one folder each, in overlay's form, known by chain ID.
+
+``<root>/<key>`` is a layer's folder (``key``: the chain ID's first 100 bits, because ``mount`` takes the names of all
+layers in one page), ``<root>/staging/`` what is being unpacked. A layer appears by rename, its digest compared.
+Since an overlay layer does not depend on those below it, layers are unpacked in any order and several at once; only
+what the archive leaves open (folders without an entry of their own) is copied from below when the layer is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import secrets
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from seacan.errors import Conflict, InvalidParameter, NotFound, System
+from seacan.storage import digest as digests
+from seacan.storage import worker
+from seacan.storage.database import Database
+from seacan.storage.digest import ChainID, DiffID
+from seacan.storage.trash import Trash
+from seacan.storage.unpack import Limits, UnpackRequest, UnpackResult
+from seacan.storage.worker import Launcher
+
+_SCHEMA = (
+    """
+    CREATE TABLE layers (
+        chain_id TEXT PRIMARY KEY,
+        diff_id TEXT NOT NULL,
+        parent TEXT REFERENCES layers (chain_id),
+        key TEXT NOT NULL UNIQUE,
+        size INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX layers_by_parent ON layers (parent);
+    CREATE INDEX layers_by_diff ON layers (diff_id);
+    """,
+)
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """``size`` is the bytes of its own files."""
+
+    chain_id: ChainID
+    diff_id: DiffID
+    parent: ChainID | None
+    path: Path
+    size: int
+
+
+class Staged(msgspec.Struct, frozen=True):
+    """An unpacked layer that is not committed yet."""
+
+    path: Path
+    diff_id: DiffID
+    size: int
+    implied: list[str]
+    compression: str = "none"
+    archive_size: int = 0
+
+
+class Layers:
+    def __init__(
+        self,
+        root: Path,
+        database: Database,
+        launcher: Launcher,
+        trash: Trash,
+        *,
+        limits: Limits = Limits(),
+        user_namespace: bool = False,
+        concurrency: int | None = None,
+    ) -> None:
+        self.root = root
+        self._staging = root / "staging"
+        self._database = database
+        self._launcher = launcher
+        self._trash = trash
+        self._limits = limits
+        self._user_namespace = user_namespace
+        self._slots = asyncio.Semaphore(concurrency or max(2, os.cpu_count() or 1))
+        root.mkdir(parents=True, exist_ok=True, mode=0o710)
+        self._staging.mkdir(exist_ok=True, mode=0o700)
+        database.migrate("layers", _SCHEMA)
+
+    # --- what there is ----------------------------------------------------------------------------------------------
+
+    def get(self, chain_id: ChainID) -> Layer:
+        """Raises :class:`NotFound`."""
+        row = self._database.execute(
+            "SELECT chain_id, diff_id, parent, key, size FROM layers WHERE chain_id = ?", (chain_id,)
+        ).fetchone()
+        if row is None:
+            raise NotFound(f"layer {chain_id} does not exist")
+        return Layer(row[0], row[1], row[2], self.root / row[3], row[4])
+
+    def contains(self, chain_id: ChainID) -> bool:
+        """Whether the layer is known and its folder is there."""
+        row = self._database.execute("SELECT key FROM layers WHERE chain_id = ?", (chain_id,)).fetchone()
+        return row is not None and (self.root / row[0]).is_dir()
+
+    def contains_diff(self, diff_id: DiffID) -> bool:
+        """Whether some layer with this content exists, on top of whatever."""
+        return (
+            self._database.execute("SELECT 1 FROM layers WHERE diff_id = ? LIMIT 1", (diff_id,)).fetchone() is not None
+        )
+
+    def stack(self, chain_id: ChainID | None) -> list[Layer]:
+        """The layer and all below it, topmost first. Raises :class:`NotFound`."""
+        if chain_id is None:
+            return []
+        rows = self._database.execute(
+            """
+            WITH RECURSIVE stack (chain_id, diff_id, parent, key, size, depth) AS (
+                SELECT chain_id, diff_id, parent, key, size, 0 FROM layers WHERE chain_id = ?
+                UNION ALL
+                SELECT layers.chain_id, layers.diff_id, layers.parent, layers.key, layers.size, depth + 1
+                FROM layers JOIN stack ON layers.chain_id = stack.parent
+            )
+            SELECT chain_id, diff_id, parent, key, size FROM stack ORDER BY depth
+            """,
+            (chain_id,),
+        ).fetchall()
+        if not rows:
+            raise NotFound(f"layer {chain_id} does not exist")
+        return [Layer(row[0], row[1], row[2], self.root / row[3], row[4]) for row in rows]
+
+    def all(self) -> list[Layer]:
+        rows = self._database.execute("SELECT chain_id, diff_id, parent, key, size FROM layers").fetchall()
+        return [Layer(row[0], row[1], row[2], self.root / row[3], row[4]) for row in rows]
+
+    # --- making one -------------------------------------------------------------------------------------------------
+
+    def stage_folder(self) -> Path:
+        """A new, empty folder to fill; :meth:`commit` or :meth:`abandon` it."""
+        path = self._staging / secrets.token_hex(8)
+        path.mkdir(mode=0o755)
+        path.chmod(0o755)
+        return path
+
+    async def unpack(self, archive: int, what: str, *, progress: int | None = None) -> Staged:
+        """Unpack the archive behind a descriptor, whatever its compression, in a confined process.
+
+        ``progress`` is the reading end of a pipe on which :func:`seacan.storage.unpack.announce` tells how much of the
+        archive is written already. Raises :class:`InvalidParameter` when the archive is at fault.
+        """
+        async with self._slots:
+            path = self.stage_folder()
+            try:
+                result = await worker.run(
+                    self._launcher,
+                    "seacan.storage.unpack:main",
+                    UnpackRequest(str(path), what, self._limits, progress is not None, self._user_namespace),
+                    (archive,) if progress is None else (archive, progress),
+                    UnpackResult,
+                )
+            except BaseException:
+                self._trash.discard(path)
+                raise
+        return Staged(
+            path, DiffID(result.diff_id), result.size, result.implied, result.compression, result.archive_size
+        )
+
+    def commit(self, staged: Staged, parent: ChainID | None, diff_id: DiffID | None = None) -> ChainID:
+        """Publish a staged layer on top of ``parent``; ``diff_id`` is what it must be. The staged folder is gone after.
+
+        Committing a layer that exists already discards the new one.
+        """
+        try:
+            if diff_id is not None and staged.diff_id != diff_id:
+                raise InvalidParameter(f"layer content has diff ID {staged.diff_id}, not {diff_id}")
+            chain_id = digests.chain_id(parent, staged.diff_id)
+            if self.contains(chain_id):
+                return chain_id
+            below = [layer.path for layer in self.stack(parent)]
+            for name in staged.implied:
+                _inherit(staged.path, os.fsencode(name), below)
+            key = _key(chain_id)
+            row = self._database.execute("SELECT chain_id FROM layers WHERE key = ?", (key,)).fetchone()
+            if row is not None and row[0] != chain_id:
+                raise Conflict(f"layer {chain_id} cannot be told from {row[0]}")
+            if (self.root / key).exists():
+                self._trash.discard(self.root / key)
+            os.rename(staged.path, self.root / key)
+            self._database.execute(
+                "INSERT OR REPLACE INTO layers VALUES (?, ?, ?, ?, ?)",
+                (chain_id, staged.diff_id, parent, key, staged.size),
+            )
+            return chain_id
+        finally:
+            self._trash.discard(staged.path)
+
+    def abandon(self, staged: Staged) -> None:
+        self._trash.discard(staged.path)
+
+    # --- unmaking ---------------------------------------------------------------------------------------------------
+
+    def remove(self, chain_id: ChainID) -> None:
+        """Forget a layer that nothing is on top of; its files are deleted in the background."""
+        layer = self.get(chain_id)
+        self._database.execute("DELETE FROM layers WHERE chain_id = ?", (chain_id,))
+        self._trash.discard(layer.path)
+
+    def recover(self) -> list[Layer]:
+        """Throw away what is half made or unknown; give the layers whose folders are missing."""
+        known = {layer.path.name: layer for layer in self.all()}
+        for entry in self._staging.iterdir():
+            self._trash.discard(entry)
+        with os.scandir(self.root) as entries:
+            present = {entry.name for entry in entries} - {"staging"}
+        for name in present - known.keys():
+            self._trash.discard(self.root / name)
+        return [layer for name, layer in known.items() if name not in present]
+
+
+def _key(chain_id: ChainID) -> str:
+    return base64.b32encode(bytes.fromhex(digests.hexadecimal(chain_id)))[:20].decode().lower()
+
+
+def _inherit(layer: Path, name: bytes, below: Sequence[Path]) -> None:
+    """Give the folder ``name`` of ``layer`` the attributes it has in the topmost layer below that has it.
+
+    Layers are walked by descriptor without following links: a layer's links are hostile.
+    """
+    target = _open_folder(layer, name)
+    if target is None:
+        return
+    try:
+        for lower in below:
+            source = _open_folder(lower, name)
+            if source is None:
+                continue
+            try:
+                info = os.fstat(source)
+                os.fchown(target, info.st_uid, info.st_gid)
+                for attribute in os.listxattr(source):
+                    if not attribute.startswith(("trusted.overlay.", "user.overlay.")):
+                        os.setxattr(target, attribute, os.getxattr(source, attribute))
+                os.fchmod(target, stat.S_IMODE(info.st_mode))
+                os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+            finally:
+                os.close(source)
+            return
+    except OSError as error:
+        raise System(
+            f"copying the attributes of folder {os.fsdecode(name)!r} into {layer}: {error.strerror}"
+        ) from error
+    finally:
+        os.close(target)
+
+
+def _open_folder(root: Path, name: bytes) -> int | None:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(root, flags)
+    for part in name.split(b"/") if name else ():
+        try:
+            inner = os.open(part, flags, dir_fd=descriptor)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        descriptor = inner
+    return descriptor

@@ -1,0 +1,152 @@
+"""Snapshots on overlay: an upper and a work folder for each, layers below.
+
+``<root>/<key>/diff`` and ``<root>/<key>/work``. Nothing is mounted here; the recipe is.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection
+from pathlib import Path
+
+from seacan.errors import Conflict, NotFound, System
+from seacan.runtime.bundle import OverlayRoot, Rootfs
+from seacan.storage import walk
+from seacan.storage.database import Database
+from seacan.storage.digest import ChainID
+from seacan.storage.layers import Layers
+from seacan.storage.snapshots import Change, Usage
+from seacan.storage.trash import Trash
+
+SNAPSHOT_SCHEMA = (
+    """
+    CREATE TABLE snapshots (
+        key TEXT PRIMARY KEY,
+        parent TEXT REFERENCES layers (chain_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX snapshots_by_parent ON snapshots (parent);
+    """,
+)
+
+
+class OverlaySnapshots:
+    driver = "overlay2"
+
+    def __init__(
+        self, root: Path, database: Database, layers: Layers, trash: Trash, *, user_namespace: bool = False
+    ) -> None:
+        self.root = root
+        self._database = database
+        self._layers = layers
+        self._trash = trash
+        self._options = ("userxattr",) if user_namespace else ("index=off",)
+        root.mkdir(parents=True, exist_ok=True, mode=0o710)
+        database.migrate("snapshots", SNAPSHOT_SCHEMA)
+
+    def prepare(self, key: str, parent: ChainID | None) -> Rootfs:
+        lower = self._lower(parent)
+        folder = self.root / key
+        try:
+            folder.mkdir(mode=0o710)
+        except FileExistsError:
+            if self.exists(key):
+                raise Conflict(f"snapshot {key} already exists") from None
+            self._trash.discard(folder)
+            folder.mkdir(mode=0o710)
+        try:
+            upper, work = folder / "diff", folder / "work"
+            os.mkdir(upper, 0o755)
+            os.mkdir(work, 0o700)
+            _copy_root(Path(lower[0]) if lower else None, upper)
+            self._database.execute("INSERT INTO snapshots VALUES (?, ?)", (key, parent))
+        except BaseException:
+            self._trash.discard(folder)
+            raise
+        return self._recipe(folder, lower)
+
+    def rootfs(self, key: str, *, read_only: bool = False) -> Rootfs:
+        lower = self._lower(self.parent(key))
+        if read_only:
+            return OverlayRoot((str(self.root / key / "diff"), *lower), options=self._options)
+        return self._recipe(self.root / key, lower)
+
+    def view(self, parent: ChainID | None) -> Rootfs:
+        return OverlayRoot(self._lower(parent), options=self._options)
+
+    def parent(self, key: str) -> ChainID | None:
+        row = self._database.execute("SELECT parent FROM snapshots WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise NotFound(f"snapshot {key} does not exist")
+        return ChainID(row[0]) if row[0] is not None else None
+
+    def exists(self, key: str) -> bool:
+        return self._database.execute("SELECT 1 FROM snapshots WHERE key = ?", (key,)).fetchone() is not None
+
+    def keys(self) -> list[str]:
+        return [row[0] for row in self._database.execute("SELECT key FROM snapshots")]
+
+    def remove(self, key: str) -> None:
+        self._database.execute("DELETE FROM snapshots WHERE key = ?", (key,))
+        self._trash.discard(self.root / key)
+
+    def usage(self, key: str) -> Usage:
+        return walk.usage(self.upper(key))
+
+    def changes(self, key: str) -> list[Change]:
+        return walk.overlay_changes(self.upper(key), list(self._lower(self.parent(key))))
+
+    def upper(self, key: str) -> Path:
+        return self.root / key / "diff"
+
+    def graph_driver(self, key: str | None, parent: ChainID | None) -> dict[str, str]:
+        if key is None:
+            top, *rest = self._lower(parent) or ("",)
+            data = {"MergedDir": top, "UpperDir": top, "WorkDir": top} if top else {}
+        else:
+            folder = self.root / key
+            rest = list(self._lower(parent))
+            data = {
+                "MergedDir": str(folder / "merged"),
+                "UpperDir": str(folder / "diff"),
+                "WorkDir": str(folder / "work"),
+            }
+        if rest:
+            data["LowerDir"] = ":".join(rest)
+        return data
+
+    def recover(self, wanted: Collection[str] | None = None) -> None:
+        known = set(self.keys())
+        if wanted is not None:
+            for key in known - set(wanted):
+                self.remove(key)
+            known &= set(wanted)
+        with os.scandir(self.root) as entries:
+            present = [entry.name for entry in entries]
+        for name in present:
+            if name not in known:
+                self._trash.discard(self.root / name)
+
+    def _lower(self, parent: ChainID | None) -> tuple[str, ...]:
+        return tuple(str(layer.path) for layer in self._layers.stack(parent))
+
+    def _recipe(self, folder: Path, lower: tuple[str, ...]) -> OverlayRoot:
+        return OverlayRoot(lower, str(folder / "diff"), str(folder / "work"), self._options)
+
+
+def _copy_root(source: Path | None, target: Path) -> None:
+    """The root of a mounted overlay has its upper folder's attributes, so these must be the image's."""
+    try:
+        if source is None:
+            target.chmod(0o755)
+            return
+        info = source.stat()
+        if info.st_uid or info.st_gid:
+            os.chown(target, info.st_uid, info.st_gid)
+        os.chmod(target, stat.S_IMODE(info.st_mode))
+        for name in os.listxattr(source):
+            if not name.startswith(("trusted.overlay.", "user.overlay.")):
+                os.setxattr(target, name, os.getxattr(source, name))
+        os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+    except OSError as error:
+        raise System(f"preparing {target}: {error}") from error

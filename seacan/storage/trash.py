@@ -1,0 +1,97 @@
+"""Folders on their way out: renamed here at once, deleted later by a process that does nothing else.
+
+A removal so costs its caller one ``rename``. What a crash left is deleted by the first sweep after the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from seacan.errors import SeacanError
+from seacan.storage import worker
+from seacan.storage.worker import Launcher
+
+log = logging.getLogger(__name__)
+
+_DELAY = 0.5
+"""Seconds from a removal to the sweep, so that one process serves many removals."""
+
+
+class SweepRequest(msgspec.Struct, frozen=True):
+    folder: str
+
+
+class SweepResult(msgspec.Struct, frozen=True):
+    failures: list[str]
+
+
+def main(argument: str, fds: Sequence[int]) -> int:
+    """The worker: empties the folder."""
+    return worker.answer(_sweep, SweepRequest, argument, fds)
+
+
+def _sweep(request: SweepRequest, _: Sequence[int]) -> SweepResult:
+    failures: list[str] = []
+    for name in os.listdir(request.folder):
+        shutil.rmtree(
+            os.path.join(request.folder, name),
+            onerror=lambda _function, path, info: failures.append(f"{path}: {info[1]}"),
+        )
+    return SweepResult(failures[:20])
+
+
+class Trash:
+    """A folder that must be on the same file system as what is thrown into it."""
+
+    def __init__(self, folder: Path, launcher: Launcher) -> None:
+        self.folder = folder
+        self._launcher = launcher
+        self._sweeping: asyncio.Task[None] | None = None
+        self._dirty = False
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def discard(self, path: Path) -> None:
+        """Make ``path`` (a folder that may not exist) disappear."""
+        try:
+            os.rename(path, self.folder / secrets.token_hex(8))
+        except FileNotFoundError:
+            return
+        self.sweep_soon()
+
+    def sweep_soon(self) -> None:
+        """Delete what is here, in the background, if there is an event loop to do it in."""
+        self._dirty = True
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = loop.create_task(self._sweep(), name="storage trash")
+
+    async def close(self) -> None:
+        """Stop sweeping; the next start goes on."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
+
+    async def _sweep(self) -> None:
+        while self._dirty:
+            await asyncio.sleep(_DELAY)
+            self._dirty = False
+            try:
+                done = await worker.run(
+                    self._launcher, "seacan.storage.trash:main", SweepRequest(str(self.folder)), (), SweepResult
+                )
+            except SeacanError as error:
+                log.warning("deleting %s: %s", self.folder, error.message)
+                return
+            for failure in done.failures:
+                log.warning("deleting %s", failure)
