@@ -1,7 +1,7 @@
 """seccomp: from an OCI ``linux.seccomp`` to the bytes of a BPF program, through libseccomp (libseccomp.so.2).
 
 Compiling takes milliseconds and a program depends on nothing but its profile, so it is kept on disk by content:
-a container's start reads bytes and loads them (:func:`install`) without libseccomp. The listener of SCMP_ACT_NOTIFY is
+a container's start reads bytes and loads them (seccomp(2)) without libseccomp. The listener of SCMP_ACT_NOTIFY is
 the runtime's business; this module says that one is needed.
 
 As in runc, a profile that refuses by default answers ENOSYS, not its own error, for system calls newer than any it
@@ -320,26 +320,6 @@ def _prefix(architectures: list[int], newest: dict[int, int], newer: list[tuple[
 
 def _audit(token: int) -> int:
     return token
-
-
-def install(program: bytes, flags: int = 0) -> int:
-    """Load a filter into the calling thread, for good. Returns the listener's descriptor with NEW_LISTENER, else 0.
-
-    The caller has no_new_privs set or CAP_SYS_ADMIN. Raises OSError.
-    """
-    number = {"x86_64": 317, "aarch64": 277, "riscv64": 277, "loongarch64": 277}.get(os.uname().machine)
-    if number is None:
-        number = {"armv7l": 383, "armv8l": 383, "i686": 354, "ppc64le": 358, "s390x": 348}.get(os.uname().machine)
-    if number is None:
-        raise OSError(errno.ENOSYS, f"seccomp(2): no system call number known for {os.uname().machine}")
-    code = ctypes.create_string_buffer(program, len(program))
-    filter_ = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = int(libc.syscall(ctypes.c_long(number), ctypes.c_uint(1), ctypes.c_uint(flags), filter_))
-    if result < 0:
-        failure = ctypes.get_errno()
-        raise OSError(failure, f"seccomp(SECCOMP_SET_MODE_FILTER): {os.strerror(failure)}")
-    return result
 
 
 def supported_actions() -> list[str]:

@@ -7,33 +7,19 @@ from collections.abc import Sequence
 
 from seacan.engine.profiles import CAPABILITIES
 from seacan.errors import InvalidParameter
-
-NAMES = tuple(
-    "CAP_" + name
-    for name in (
-        *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
-        *("LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER"),
-        *("SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE"),
-        *("SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP"),
-        *("MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF"),
-        "CHECKPOINT_RESTORE",
-    )
-)
-"""By number (linux/capability.h)."""
+from seacan.linux.capabilities import NAMES, current, names
 
 
 @functools.cache
 def available() -> tuple[str, ...]:
     """What can be given at all: this process's bounding set (an engine in a container has less than the kernel)."""
-    with open("/proc/self/status") as status:
-        bounding = next(int(line.split()[1], 16) for line in status if line.startswith("CapBnd:"))
-    return tuple(name for number, name in enumerate(NAMES) if bounding >> number & 1)
+    return tuple(names(current("CapBnd")))
 
 
-def normalise(names: Sequence[str]) -> list[str]:
+def normalise(given_names: Sequence[str]) -> list[str]:
     """Upper-case with the CAP_ prefix; "ALL" stays. Raises InvalidParameter for what does not exist here."""
     found = []
-    for given in names:
+    for given in given_names:
         name = given.upper()
         if name != "ALL":
             name = name if name.startswith("CAP_") else f"CAP_{name}"
