@@ -18,8 +18,8 @@ import msgspec
 from aiohttp import web
 
 from seacan.registry.server.access import Access, Grant
+from seacan.registry.server.content import is_digest
 from seacan.registry.server.store import MANIFEST_LIMIT, NAME, Manifest, RegistryError, Store, Upload, blob_unknown
-from seacan.storage import digest as digests
 from seacan.storage.digest import Digest
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class _Registry:
                 }
                 if manifest.digest in request.headers.get("If-None-Match", ""):
                     return web.Response(status=304, headers=headers)
-                body = self.store.blobs.read(manifest.digest)
+                body = await asyncio.to_thread(self.store.blobs.path(manifest.digest).read_bytes)
                 return web.Response(body=body, headers=headers)
             case "PUT":
                 content = await _document(request)
@@ -322,7 +322,7 @@ def _method_not_allowed(request: web.Request) -> RegistryError:
 
 
 def _digest(text: str) -> Digest:
-    if not digests.is_digest(text):
+    if not is_digest(text):
         raise RegistryError(400, "DIGEST_INVALID", "provided digest did not match uploaded content", text)
     return Digest(text)
 

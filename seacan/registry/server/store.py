@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from seacan.errors import SeacanError
-from seacan.storage import digest as digests
+from seacan.registry.server.content import RegistryBlobs, digest_of, digest_of_file, is_digest
 from seacan.storage.blobs import Blobs
 from seacan.storage.digest import Digest
 
@@ -199,7 +199,7 @@ class Store:
     ) -> None:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.root = root
-        self.blobs = Blobs(root / "blobs")
+        self.blobs = RegistryBlobs(root / "blobs")
         self.shared = shared
         self.quota = quota
         self.keep_history = keep_history
@@ -304,7 +304,8 @@ class Store:
 
     def finish_upload(self, name: str, upload: Upload, digest: Digest) -> None:
         """Publish the upload as blob ``digest`` of the repository; raises DIGEST_INVALID, and keeps nothing then."""
-        if upload.digest != digest:
+        actual = upload.digest if digest.startswith("sha256:") else digest_of_file(upload.path, "sha512")
+        if actual != digest:
             self.cancel_upload(upload)
             raise RegistryError(
                 400, "DIGEST_INVALID", "provided digest did not match uploaded content", {"digest": digest}
@@ -323,7 +324,7 @@ class Store:
 
     def _publish(self, path: Path, digest: Digest) -> None:
         target = self.blobs.path(digest)
-        if self.shared is not None and not target.exists():
+        if self.shared is not None and digest.startswith("sha256:") and not target.exists():
             with contextlib.suppress(OSError):  # not there, or another file system: our own copy then
                 os.link(self.shared.path(digest), target)
                 if target.stat().st_size == path.stat().st_size:
@@ -378,7 +379,7 @@ class Store:
         and foreign layers. Raises MANIFEST_INVALID, MANIFEST_BLOB_UNKNOWN, DIGEST_INVALID, TAG_INVALID.
         """
         document, media_type = _parse(content, media_type)
-        digest = digests.of(content)
+        digest = digest_of(content, reference.partition(":")[0] if ":" in reference else "sha256")
         if ":" in reference and reference != digest:
             raise RegistryError(400, "DIGEST_INVALID", "provided digest did not match uploaded content", reference)
         if ":" not in reference and not TAG.fullmatch(reference):
@@ -388,7 +389,7 @@ class Store:
         parts = [document.config, *(document.layers or ()), *(document.blobs or ())]
         blobs = [d.digest for d in parts if d is not None and d.media_type not in FOREIGN_LAYER_TYPES]
         for child in (*children, *blobs, *((document.subject.digest,) if document.subject else ())):
-            if not digests.is_digest(child):
+            if not is_digest(child):
                 raise RegistryError(400, "MANIFEST_INVALID", "manifest invalid", f"invalid digest {child!r}")
         subject = Digest(document.subject.digest) if document.subject else None
         artifact_type = document.artifact_type or (document.config.media_type if document.config else None)
@@ -396,7 +397,7 @@ class Store:
             repository = self._make_repository(name)
             if check:
                 self._check_references(repository, children, blobs)
-            self.blobs.put(content)
+            self.blobs.store(content, digest)
             db.execute(
                 "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (

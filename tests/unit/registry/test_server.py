@@ -376,3 +376,14 @@ async def test_body_of_a_refused_request_is_not_taken_for_the_next(store: Store,
     answer = await client.post("/v2/a/blobs/uploads/", data=hidden)
     assert answer.status == 405
     assert (await client.get("/v2/")).status == 200
+
+
+async def test_sha512_is_a_digest_too(client: Client, store: Store) -> None:
+    digest = "sha512:" + hashlib.sha512(b"long").hexdigest()
+    begun = await client.post("/v2/a/blobs/uploads/")
+    done = await client.put(begun.headers["Location"], params={"digest": digest}, data=b"long")
+    assert (done.status, done.headers["Docker-Content-Digest"]) == (201, digest)
+    assert await (await client.get(f"/v2/a/blobs/{digest}")).read() == b"long"
+    wrong = await client.post("/v2/a/blobs/uploads/", params={"digest": digest}, data=b"other")
+    assert (wrong.status, await code(wrong)) == (400, "DIGEST_INVALID")
+    assert [str(kept) for kept in store.blobs] == [digest]
