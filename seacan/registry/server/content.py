@@ -1,4 +1,4 @@
-"""The registry's blobs: those of :mod:`seacan.storage.blobs`, with sha512 beside sha256, as the specification has it."""
+"""The registry's blobs: as in :mod:`seacan.storage.blobs`, with sha512 beside sha256, as the specification has it."""
 
 from __future__ import annotations
 
