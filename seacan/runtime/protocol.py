@@ -4,10 +4,11 @@ Every channel is an ``AF_UNIX`` ``SOCK_SEQPACKET`` socket: one packet is one JSO
 descriptors riding along (``SCM_RIGHTS``). Packets stay far below the socket buffer: what can be large (an OCI
 configuration, an exec's environment) lies in a file of the bundle.
 
-daemon → launcher     :class:`Launch`, answered by :class:`Launched`
+daemon → launcher     :class:`Launch`, answered by :class:`Launched` or :class:`Failed`
+launcher → daemon     :class:`Ended`, for every process it has forked
 daemon → shim         the requests below, each with its own ``seq``; the answer carries the same ``seq``
 shim → daemon         answers, and events (``seq`` 0): :class:`Created`, :class:`Exited`, :class:`ExecExited`,
-                      :class:`OutOfMemory`
+                      :class:`ClientDetached`, :class:`OutOfMemory`
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ class Message(msgspec.Struct, frozen=True, tag_field="op", omit_defaults=True):
 class Launch(Message, frozen=True, tag="launch"):
     """Fork, import ``target`` ("package.module:function") and call it with ``argument`` and the packet's descriptors.
 
-    The forked process is a session leader of its own, has the standard descriptors on /dev/null, and ends with the
-    function's return (an int exit status, or None for 0).
+    The function is called as ``function(argument, fds)``. Its process is a session leader of its own with nothing open
+    but the descriptors that came along and the standard ones (input and output on /dev/null, errors relayed to the
+    launcher's), and ends with the function's return (an int exit status, or None for 0).
     """
 
     seq: int
@@ -41,6 +43,13 @@ class Launched(Message, frozen=True, tag="launched"):
 
     seq: int
     pid: int
+
+
+class Ended(Message, frozen=True, tag="ended"):
+    """A forked process has ended. ``status`` is the shell's convention (128+signal)."""
+
+    pid: int
+    status: int
 
 
 # --- shim → daemon: events --------------------------------------------------------------------------------------
@@ -58,14 +67,26 @@ class Created(Message, frozen=True, tag="created"):
 
 
 class Exited(Message, frozen=True, tag="exited"):
-    """Init has ended and everything it wrote has been passed on. ``exit.json`` is on disk already."""
+    """Init has ended and everything it wrote has been passed on. ``exit.json`` is on disk already.
+
+    Answered by :class:`Noted`; until then (or until no daemon is connected) attached clients see no end of their
+    streams, so that one who asks for the state afterwards finds it.
+    """
 
     exit: Exit
 
 
 class ExecExited(Message, frozen=True, tag="exec-exited"):
+    """As :class:`Exited`, for an exec. Also answered by :class:`Noted`."""
+
     exec_id: str
     exit: Exit
+
+
+class ClientDetached(Message, frozen=True, tag="client-detached"):
+    """An attached client has typed its detach keys; its connection is being closed."""
+
+    exec_id: str = ""
 
 
 class OutOfMemory(Message, frozen=True, tag="oom"):
@@ -119,6 +140,12 @@ class Exec(Message, frozen=True, tag="exec"):
 class ExecStarted(Message, frozen=True, tag="exec-started"):
     seq: int
     pid: int
+
+
+class Noted(Message, frozen=True, tag="noted"):
+    """The daemon knows of an exit: of init (``exec_id`` empty) or of an exec. Not answered."""
+
+    exec_id: str = ""
 
 
 class Signal(Message, frozen=True, tag="signal"):
@@ -194,6 +221,6 @@ class Failed(Message, frozen=True, tag="failed"):
 
 
 ToLauncher = Launch
-FromLauncher = Launched
-ToShim = Start | Attach | Exec | Signal | Resize | Keep | Fetch | Describe | Abandon
-FromShim = Created | Exited | ExecExited | OutOfMemory | ExecStarted | Description | Done | Failed
+FromLauncher = Launched | Ended | Failed
+ToShim = Start | Attach | Exec | Noted | Signal | Resize | Keep | Fetch | Describe | Abandon
+FromShim = Created | Exited | ExecExited | ClientDetached | OutOfMemory | ExecStarted | Description | Done | Failed
