@@ -20,8 +20,10 @@ from tests.hosts import REPOSITORY
 QEMU = "qemu-system-x86_64"
 TREE = Path(os.environ.get("SEACAN_VM_TREE", REPOSITORY / ".scratch" / "vm"))
 _BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
-_MODULES = ("veth", "bridge", "br_netfilter", "nf_tables", "nft_ct", "nft_masq", "nft_nat", "nft_chain_nat", "nft_fib_ipv4",
-            "nft_fib_ipv6", "nft_fib_inet", "nft_reject_inet", "nf_conntrack")  # fmt: skip
+_MODULES = (
+    "veth", "bridge", "br_netfilter", "nf_tables", "nft_ct", "nft_masq", "nft_nat", "nft_chain_nat",
+    "nft_fib_ipv4", "nft_fib_ipv6", "nft_fib_inet", "nft_reject_inet", "nf_conntrack",
+)  # fmt: skip
 
 _INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /lower /rw /new
