@@ -6,8 +6,8 @@ container apart from every other.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import secrets
 from collections.abc import Sequence
 
 from seacan.errors import InvalidParameter
@@ -48,7 +48,7 @@ def _contexts() -> tuple[str, str]:
     )
 
 
-def labels(options: Sequence[str], *, enabled: bool) -> tuple[str, str]:
+def labels(options: Sequence[str], identity: str, *, enabled: bool) -> tuple[str, str]:
     """The process label and the mount label for ``--security-opt label=…`` options; empty when there are to be none.
 
     Raises InvalidParameter for an option that is not of the form ``key:value`` with a known key, or ``disable``.
@@ -71,13 +71,15 @@ def labels(options: Sequence[str], *, enabled: bool) -> tuple[str, str]:
     if "disable" in options or not enabled or not supported():
         return "", ""
     process, file = (context.split(":", 3) for context in _contexts())
-    level = chosen.get("level") or f"{process[3]}:{_categories()}"
+    level = chosen.get("level") or f"{process[3]}:{_categories(identity)}"
     process = [chosen.get("user", process[0]), chosen.get("role", process[1]), chosen.get("type", process[2]), level]
     file = [chosen.get("user", file[0]), file[1], chosen.get("filetype", file[2]), level]
     return ":".join(process), ":".join(file)
 
 
-def _categories() -> str:
-    """Two different ones of 1024, in order: half a million containers before one in two meets its like."""
-    first, second = sorted(secrets.SystemRandom().sample(range(1024), 2))
-    return f"c{first},c{second}"
+def _categories(identity: str) -> str:
+    """Two different ones of 1024, in order, always the same for one container: an exec needs its label again."""
+    seed = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
+    first, second = seed % 1024, seed // 1024 % 1023
+    second += second >= first
+    return f"c{min(first, second)},c{max(first, second)}"
