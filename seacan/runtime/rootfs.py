@@ -1,0 +1,588 @@
+"""Makes a container's file system in its own mount namespace: root, mounts, devices, masks, pivot.
+
+Runs in the init process, before anything of the container does. Every target is a descriptor found inside the root
+(:mod:`seacan.linux.paths`) and mounts are attached to descriptors, so no symbolic link and no race in the image or a
+shared volume can lead out of it (CVE-2021-30465), and what is checked is what is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import posixpath
+import stat
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from seacan.linux import syscalls as k
+from seacan.linux.paths import is_on, make_in_root, open_in_root
+from seacan.runtime import spec
+from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
+from seacan.runtime.failure import SetupFailed, not_permitted, step, words
+from seacan.runtime.mounts import PROC_ALLOWED, MountPlan
+
+if TYPE_CHECKING:
+    from seacan.cgroups import Cgroup
+
+DEFAULT_DEVICES: Final = (
+    spec.Device("/dev/null", "c", 1, 3, 0o666),
+    spec.Device("/dev/zero", "c", 1, 5, 0o666),
+    spec.Device("/dev/full", "c", 1, 7, 0o666),
+    spec.Device("/dev/random", "c", 1, 8, 0o666),
+    spec.Device("/dev/urandom", "c", 1, 9, 0o666),
+    spec.Device("/dev/tty", "c", 5, 0, 0o666),
+)
+_LINKS: Final = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+)
+_KINDS: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+_PATH: Final = os.O_PATH | os.O_CLOEXEC
+_NULL: Final = os.makedev(1, 3)
+
+
+def mount_root(rootfs: Rootfs) -> int:
+    """A detached mount of the container's root: no path, in no namespace, gone when its descriptor is closed."""
+    if isinstance(rootfs, DirectoryRoot):
+        with step(f"error preparing rootfs {rootfs.path}"):
+            return k.open_tree(k.AT_FDCWD, rootfs.path, k.OPEN_TREE_CLONE | k.AT_RECURSIVE)
+    with step("error mounting overlay to rootfs"):
+        return _mount_overlay(rootfs)
+
+
+def _mount_overlay(rootfs: OverlayRoot) -> int:
+    lower = rootfs.lower
+    if rootfs.upper is None and len(lower) == 1:
+        # overlay wants two layers at least; one alone is a read-only view of its folder
+        fd = k.open_tree(k.AT_FDCWD, lower[0], k.OPEN_TREE_CLONE)
+        k.mount_setattr(fd, set=k.MOUNT_ATTR_RDONLY)
+        return fd
+    fs = k.fsopen("overlay")
+    try:
+        k.fsconfig_string(fs, "source", "overlay")
+        try:
+            for layer in lower:
+                k.fsconfig_string(fs, "lowerdir+", layer)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _lacks_lowerdir_append():
+                raise
+            return _mount_overlay_classic(rootfs)
+        if rootfs.upper is not None and rootfs.work is not None:
+            k.fsconfig_string(fs, "upperdir", rootfs.upper)
+            k.fsconfig_string(fs, "workdir", rootfs.work)
+        for option in rootfs.options:
+            key, equals, value = option.partition("=")
+            if equals:
+                k.fsconfig_string(fs, key, value)
+            else:
+                k.fsconfig_flag(fs, key)
+        k.fsconfig_create(fs)
+        return k.fsmount(fs)
+    finally:
+        os.close(fs)
+
+
+def _lacks_lowerdir_append() -> bool:
+    """lowerdir+ came with Linux 6.7 (usable since 6.8)."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int("".join(c for c in minor if c.isdigit()))) < (6, 8)
+
+
+def _mount_overlay_classic(rootfs: OverlayRoot) -> int:
+    """mount(2), whose options end at one page: layers are named relative to their common folder, in a private
+    mount namespace that a child of ours lends us the mount from."""
+    common = os.path.commonpath(rootfs.lower) if len(rootfs.lower) > 1 else os.path.dirname(rootfs.lower[0])
+    layers = [os.path.relpath(layer, common).replace("\\", "\\\\").replace(":", "\\:") for layer in rootfs.lower]
+    options = ["lowerdir=" + ":".join(layers)]
+    if rootfs.upper is not None and rootfs.work is not None:
+        options += [f"upperdir={rootfs.upper}", f"workdir={rootfs.work}"]
+    data = ",".join([*options, *rootfs.options])
+    if len(data) >= 4096:
+        raise OSError(errno.E2BIG, f"{len(rootfs.lower)} layers need Linux 6.8 or shorter paths", "overlay")
+    before = os.open(".", _PATH | os.O_DIRECTORY)
+    try:
+        os.chdir(common)
+        # In the container's own mount namespace: on top of the common folder, copied, and taken off again.
+        k.mount("overlay", common, "overlay", 0, data)
+        try:
+            return k.open_tree(k.AT_FDCWD, common, k.OPEN_TREE_CLONE)
+        finally:
+            k.umount2(common, k.MNT_DETACH)
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+class RootBuilder:
+    """The container's root while it is being made. ``root`` is the descriptor of its mount, already attached."""
+
+    def __init__(self, root: int, *, userns: bool, cgroup: Cgroup | None, cgroupns: bool) -> None:
+        self.root = root
+        self.proc = -1
+        """The root of the procfs that we mounted ourselves: what is written to procfs goes through it, because
+        /proc of the container may be made to lie (CVE-2019-16884, CVE-2025-52881)."""
+        self._userns = userns
+        self._cgroup = cgroup
+        self._cgroupns = cgroupns
+        self._null = -1
+
+    # --- mounts ---------------------------------------------------------------------------------------------------
+
+    def mount(self, plan: MountPlan) -> None:
+        try:
+            self._mount(plan)
+        except OSError as error:
+            raise SetupFailed(f"{plan.where()}: {_attempt(plan)}: {words(error)}") from error
+        except SetupFailed as error:
+            raise SetupFailed(f"{plan.where()}: {error}", error.exit_code) from error
+
+    def _mount(self, plan: MountPlan) -> None:
+        if plan.kind == "remount":
+            with _closing(open_in_root(self.root, plan.destination)) as target:
+                self.set_attributes(target, plan)
+            return
+        if plan.kind == "cgroup":
+            self._mount_cgroup(plan)
+            return
+        if plan.kind == "bind":
+            with _closing(plan.fd if plan.fd >= 0 else open_bind(plan)) as tree:
+                directory = stat.S_ISDIR(os.stat(tree).st_mode)
+                with _closing(make_in_root(self.root, plan.destination, directory=directory)) as target:
+                    self._check_procfs(target, plan, tree)
+                    if plan.fd < 0:
+                        self.set_attributes(tree, plan)
+                    if directory != stat.S_ISDIR(os.stat(target).st_mode):
+                        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), plan.destination)
+                    k.move_mount(tree, target)
+            return
+        with _closing(self._filesystem_target(plan)) as target:
+            self._check_procfs(target, plan, -1)
+            if plan.type == "tmpfs" and not any(key == "mode" for key, _ in plan.data):
+                plan.data.append(("mode", f"{stat.S_IMODE(os.stat(target).st_mode):o}"))
+            tree = mount_filesystem(plan)
+            try:
+                if plan.copy_up:
+                    copy_up(target, tree)
+                    if plan.readonly:
+                        k.mount_setattr(tree, set=k.MOUNT_ATTR_RDONLY)
+                self._set_propagation(tree, plan)
+                k.move_mount(tree, target)
+            except BaseException:
+                os.close(tree)
+                raise
+            if plan.type == "proc" and plan.destination == "/proc" and self.proc < 0:
+                self.proc = tree
+            else:
+                os.close(tree)
+
+    def _filesystem_target(self, plan: MountPlan) -> int:
+        if plan.type not in ("proc", "sysfs"):
+            return make_in_root(self.root, plan.destination)
+        # A /proc that is a link elsewhere would leave the masked paths unmasked (CVE-2023-28642).
+        resolve = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS
+        words_ = f'filesystem "{plan.destination}" must be mounted on ordinary directory'
+        try:
+            return k.openat2(self.root, plan.destination, _PATH | os.O_DIRECTORY, resolve=resolve)
+        except FileNotFoundError:
+            os.close(make_in_root(self.root, plan.destination))
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise SetupFailed(words_) from error
+            raise
+        try:
+            return k.openat2(self.root, plan.destination, _PATH | os.O_DIRECTORY, resolve=resolve)
+        except OSError as error:
+            raise SetupFailed(words_) from error
+
+    def _check_procfs(self, target: int, plan: MountPlan, tree: int) -> None:
+        """Refuse a mount over procfs, by where the target really is."""
+        if not plan.destination.startswith("/proc") and not is_on(target, "proc"):
+            return
+        path = os.readlink(f"/proc/self/fd/{target}")
+        if path == "/proc":
+            if plan.type == "proc" or (tree >= 0 and is_on(tree, "proc") and os.stat(tree).st_ino == 1):
+                return
+            raise SetupFailed(f'"{path}" cannot be mounted because it is not of type proc')
+        if (path.startswith("/proc/") or is_on(target, "proc")) and path not in PROC_ALLOWED:
+            raise SetupFailed(f'"{path}" cannot be mounted because it is inside /proc')
+
+    def set_attributes(self, fd: int, plan: MountPlan) -> None:
+        if plan.set or plan.clear:
+            k.mount_setattr(fd, set=plan.set, clear=plan.clear)
+        if plan.tree_set or plan.tree_clear:
+            k.mount_setattr(fd, set=plan.tree_set, clear=plan.tree_clear, recursive=True)
+        self._set_propagation(fd, plan)
+
+    def _set_propagation(self, fd: int, plan: MountPlan) -> None:
+        for propagation in plan.propagation:
+            k.mount_setattr(fd, propagation=propagation & ~k.MS_REC, recursive=bool(propagation & k.MS_REC))
+
+    # --- cgroup ---------------------------------------------------------------------------------------------------
+
+    def _mount_cgroup(self, plan: MountPlan) -> None:
+        hosts = self._cgroup.hierarchies if self._cgroup is not None else None
+        if hosts is None:
+            from seacan.cgroups import discover
+
+            hosts = discover()
+        with _closing(make_in_root(self.root, plan.destination)) as target:
+            self._check_procfs(target, plan, -1)
+            if hosts.version == 2:
+                with _closing(self._cgroup2(plan, hosts.unified or "/sys/fs/cgroup")) as tree:
+                    self._set_propagation(tree, plan)
+                    k.move_mount(tree, target)
+                return
+            top = MountPlan("filesystem", plan.destination, "tmpfs", "tmpfs", data=[("mode", "755")])
+            top.set = plan.set & ~k.MOUNT_ATTR_RDONLY
+            with _closing(mount_filesystem(top)) as tree:
+                k.move_mount(tree, target)
+                for hierarchy in hosts.v1:
+                    name = posixpath.basename(hierarchy.directory)
+                    os.mkdir(name, 0o755, dir_fd=tree)
+                    with _closing(self._cgroup1(hierarchy.controllers, hierarchy.name, hierarchy.directory)) as leaf:
+                        attributes = plan.set if self._cgroupns else plan.set | k.MOUNT_ATTR_RDONLY
+                        k.mount_setattr(leaf, set=attributes, clear=plan.clear & ~plan.set)
+                        k.move_mount(leaf, tree, name)
+                    if len(hierarchy.controllers) > 1:
+                        for controller in sorted(hierarchy.controllers):
+                            if controller != name:
+                                with contextlib.suppress(FileExistsError):
+                                    os.symlink(name, controller, dir_fd=tree)
+                if plan.readonly:
+                    k.mount_setattr(tree, set=k.MOUNT_ATTR_RDONLY)
+
+    def _cgroup1(self, controllers: frozenset[str], name: str, directory: str) -> int:
+        if not self._cgroupns:
+            path = directory
+            if self._cgroup is not None:
+                path = next((d for d in self._cgroup.directories if d.startswith(directory + "/")), directory)
+            return k.open_tree(k.AT_FDCWD, path, k.OPEN_TREE_CLONE)
+        fs = k.fsopen("cgroup")
+        try:
+            k.fsconfig_string(fs, "source", "cgroup")
+            if name:
+                k.fsconfig_string(fs, "name", name)
+                k.fsconfig_flag(fs, "none")
+            for controller in controllers:
+                k.fsconfig_flag(fs, controller)
+            k.fsconfig_create(fs)
+            return k.fsmount(fs)
+        finally:
+            os.close(fs)
+
+    def _cgroup2(self, plan: MountPlan, directory: str) -> int:
+        try:
+            return mount_filesystem(MountPlan("filesystem", plan.destination, "cgroup2", "cgroup", set=plan.set))
+        except OSError as error:
+            if not not_permitted(error) and error.errno != errno.EBUSY:
+                raise
+        if self._cgroupns and self._cgroup is not None and self._cgroup.unified is not None:
+            directory = self._cgroup.unified
+        tree = k.open_tree(k.AT_FDCWD, directory, k.OPEN_TREE_CLONE | k.AT_RECURSIVE)
+        k.mount_setattr(tree, set=plan.set, clear=plan.clear)
+        return tree
+
+    # --- devices --------------------------------------------------------------------------------------------------
+
+    def make_devices(self, devices: Sequence[spec.Device]) -> None:
+        """Nodes and links of /dev, for a /dev that is ours (not a bind mount of somebody else's)."""
+        with step("error creating device nodes", path=True):
+            dev = make_in_root(self.root, "/dev")
+            try:
+                old = os.umask(0)
+                for device in DEFAULT_DEVICES:
+                    if not any(other.path == device.path for other in devices):
+                        self._make_device(dev, posixpath.basename(device.path), device)
+                for device in devices:
+                    parent, name = posixpath.split(posixpath.normpath(device.path))
+                    if parent == "/dev":
+                        self._make_device(dev, name, device)
+                        continue
+                    with _closing(make_in_root(self.root, parent)) as directory:
+                        self._make_device(directory, name, device)
+                os.umask(old)
+                for link, target in _LINKS:
+                    _link(target, link, dev)
+                if os.path.exists("/proc/kcore"):
+                    _link("/proc/kcore", "core", dev)
+                if _exists_at("pts/ptmx", dev):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink("ptmx", dir_fd=dev)
+                    _link("pts/ptmx", "ptmx", dev)
+            finally:
+                os.close(dev)
+
+    def _make_device(self, directory: int, name: str, device: spec.Device) -> None:
+        kind = _KINDS.get(device.type)
+        if kind is None:
+            raise OSError(errno.EINVAL, f"{device.type} is not a type of device", device.path)
+        number = os.makedev(device.major, device.minor)
+        if not self._userns:
+            mode = 0o666 if device.file_mode is None else stat.S_IMODE(device.file_mode)
+            try:
+                os.mknod(name, kind | mode, number, dir_fd=directory)
+            except FileExistsError:
+                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if stat.S_IFMT(found.st_mode) != kind or (kind != stat.S_IFIFO and found.st_rdev != number):
+                    raise
+            except PermissionError:
+                self._bind_device(directory, name, device)  # we are in a container ourselves
+                return
+            if device.uid or device.gid:
+                os.chown(name, device.uid or 0, device.gid or 0, dir_fd=directory, follow_symlinks=False)
+            if number == _NULL and name == "null" and self._null < 0:
+                self._remember_null(directory)
+            return
+        self._bind_device(directory, name, device)
+
+    def _bind_device(self, directory: int, name: str, device: spec.Device) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=directory))
+        with _closing(k.open_tree(k.AT_FDCWD, device.path, k.OPEN_TREE_CLONE)) as tree:
+            found = os.stat(tree)
+            if found.st_rdev != os.makedev(device.major, device.minor):
+                raise OSError(errno.ENODEV, "the host's device has another number", device.path)
+            with _closing(os.open(name, _PATH | os.O_NOFOLLOW, dir_fd=directory)) as target:
+                k.move_mount(tree, target)
+
+    def _remember_null(self, directory: int) -> None:
+        fd = os.open("null", _PATH | os.O_NOFOLLOW, dir_fd=directory)
+        found = os.fstat(fd)
+        if stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL:
+            self._null = fd
+        else:
+            os.close(fd)
+
+    def mount_console(self, terminal: int) -> None:
+        """Bind the terminal on /dev/console: the descriptor itself, no path (CVE-2025-52565)."""
+        with (
+            step("error setting up console on /dev/console", path=True),
+            _closing(make_in_root(self.root, "/dev")) as dev,
+        ):
+            with contextlib.suppress(FileExistsError):
+                flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open("console", flags, 0o620, dir_fd=dev))
+            with _closing(os.open("console", _PATH | os.O_NOFOLLOW, dir_fd=dev)) as target:
+                if stat.S_ISLNK(os.fstat(target).st_mode):
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), "/dev/console")
+                with _closing(k.open_tree(terminal, "", k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH)) as tree:
+                    k.move_mount(tree, target)
+
+    # --- masks ----------------------------------------------------------------------------------------------------
+
+    def mask(self, paths: Sequence[str]) -> None:
+        """Put an empty read-only folder, or /dev/null, on top of each path that exists."""
+        empty = null = -1
+        try:
+            for path in paths:
+                target = self._find(path)
+                if target is None:
+                    continue
+                with _closing(target), step(f'can\'t mask path "{path}"'):
+                    if stat.S_ISDIR(os.fstat(target).st_mode):
+                        if empty < 0:
+                            empty = mount_filesystem(
+                                MountPlan("filesystem", path, "tmpfs", "tmpfs", set=k.MOUNT_ATTR_RDONLY)
+                            )
+                        source = empty
+                    else:
+                        if null < 0:
+                            null = self._null_mount()
+                        source = null
+                    with _closing(k.open_tree(source, "", k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH)) as tree:
+                        k.move_mount(tree, target)
+        finally:
+            for fd in (empty, null):
+                if fd >= 0:
+                    os.close(fd)
+
+    def _null_mount(self) -> int:
+        """A mount of a /dev/null that is one (CVE-2025-31133): the container's if we made it, else the host's,
+        read-only so that its mode and owner are out of reach."""
+        if self._null >= 0:
+            return k.open_tree(self._null, "", k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH)
+        tree = k.open_tree(k.AT_FDCWD, "/dev/null", k.OPEN_TREE_CLONE)
+        if os.stat(tree).st_rdev != _NULL:
+            os.close(tree)
+            raise OSError(errno.ENODEV, "not the null device", "/dev/null")
+        k.mount_setattr(tree, set=k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC)
+        return tree
+
+    def readonly(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            target = self._find(path)
+            if target is None:
+                continue
+            with _closing(target), step(f'can\'t make "{path}" read-only'):
+                flags = k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH | k.AT_RECURSIVE
+                with _closing(k.open_tree(target, "", flags)) as tree:
+                    k.mount_setattr(tree, set=k.MOUNT_ATTR_RDONLY)
+                    k.move_mount(tree, target)
+
+    def _find(self, path: str) -> int | None:
+        try:
+            return open_in_root(self.root, path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    # --- procfs ---------------------------------------------------------------------------------------------------
+
+    def procfs(self) -> int:
+        """The root of a procfs of this pid namespace that nothing is mounted over."""
+        if self.proc < 0:
+            with step("mount proc"):
+                self.proc = mount_filesystem(MountPlan("filesystem", "", "proc", "proc"))
+        return self.proc
+
+    def write_sysctls(self, sysctls: dict[str, str]) -> None:
+        for key, value in sysctls.items():
+            path = "sys/" + key.replace(".", "/") if "/" not in key else "sys/" + key
+            with step(f"error writing sysctl {key}: open /proc/{path}"):
+                write_procfs(self.procfs(), path, value)
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def pivot(self) -> None:
+        """Make it the root of the mount namespace. The old root is below it for a moment, then gone."""
+        with step("error during pivot_root"):
+            os.fchdir(self.root)
+            k.pivot_root(".", ".")
+            # Now "." is the old root, on top. Slave first: the umount must not reach the host.
+            k.mount("", ".", "", k.MS_SLAVE | k.MS_REC)
+            k.umount2(".", k.MNT_DETACH)
+            os.chdir("/")
+
+    def move_to_root(self) -> None:
+        """For a root that cannot be pivoted away from (an initramfs): as runc's --no-pivot."""
+        with step("error moving the rootfs to /"):
+            os.fchdir(self.root)
+            os.chroot(".")
+            os.chdir("/")
+
+    def close(self) -> None:
+        for fd in (self.root, self.proc, self._null):
+            if fd >= 0:
+                os.close(fd)
+        self.root = self.proc = self._null = -1
+
+
+def write_procfs(proc: int, path: str, value: str) -> None:
+    """Write a file of a procfs whose root is ``proc``, refusing links and anything mounted over it."""
+    resolve = k.RESOLVE_BENEATH | k.RESOLVE_NO_XDEV | k.RESOLVE_NO_SYMLINKS
+    fd = k.openat2(proc, path, os.O_WRONLY, resolve=resolve)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def open_bind(plan: MountPlan) -> int:
+    """A detached copy of a bind mount's source."""
+    return k.open_tree(k.AT_FDCWD, plan.source, k.OPEN_TREE_CLONE | (k.AT_RECURSIVE if plan.recursive else 0))
+
+
+def mount_filesystem(plan: MountPlan) -> int:
+    """A detached mount of a new (or the shared) superblock of ``plan.type``."""
+    fs = k.fsopen(plan.type)
+    try:
+        if plan.source:
+            k.fsconfig_string(fs, "source", plan.source)
+        for flag in plan.superblock:
+            if flag != "ro" or not plan.copy_up:
+                k.fsconfig_flag(fs, flag)
+        for key, value in plan.data:
+            if value is None:
+                k.fsconfig_flag(fs, key)
+            else:
+                k.fsconfig_string(fs, key, value)
+        k.fsconfig_create(fs)
+        tree = k.fsmount(fs, plan.set & ~(k.MOUNT_ATTR_RDONLY if plan.copy_up else 0))
+        if plan.tree_set:
+            k.mount_setattr(tree, set=plan.tree_set, clear=plan.tree_clear, recursive=True)
+        return tree
+    finally:
+        os.close(fs)
+
+
+def copy_up(source: int, destination: int) -> None:
+    """Copy the tree at ``source`` (an O_PATH folder) into the root of ``destination`` (option ``tmpcopyup``)."""
+    directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)
+    try:
+        _copy_attributes(directory, destination)
+        _copy_entries(directory, destination)
+    finally:
+        os.close(directory)
+
+
+def _copy_entries(source: int, destination: int) -> None:
+    for name in os.listdir(source):
+        found = os.stat(name, dir_fd=source, follow_symlinks=False)
+        kind = stat.S_IFMT(found.st_mode)
+        if kind == stat.S_IFDIR:
+            os.mkdir(name, 0o700, dir_fd=destination)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            with (
+                _closing(os.open(name, flags, dir_fd=source)) as inner,
+                _closing(os.open(name, flags, dir_fd=destination)) as made,
+            ):
+                _copy_entries(inner, made)
+                _copy_attributes(inner, made)
+        elif kind == stat.S_IFLNK:
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=destination)
+            os.chown(name, found.st_uid, found.st_gid, dir_fd=destination, follow_symlinks=False)
+        elif kind == stat.S_IFREG:
+            with _closing(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)) as file:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                with _closing(os.open(name, flags, 0o600, dir_fd=destination)) as made:
+                    while os.sendfile(made, file, None, 1 << 20):
+                        pass
+                    _copy_attributes(file, made)
+        else:
+            os.mknod(name, found.st_mode, found.st_rdev, dir_fd=destination)
+            os.chown(name, found.st_uid, found.st_gid, dir_fd=destination, follow_symlinks=False)
+
+
+def _copy_attributes(source: int, destination: int) -> None:
+    found = os.fstat(source)
+    path = f"/proc/self/fd/{destination}"  # chown and chmod of an O_PATH descriptor (a mount's) go by this name
+    os.chown(path, found.st_uid, found.st_gid)
+    os.chmod(path, stat.S_IMODE(found.st_mode))
+    for name in os.listxattr(source):
+        with contextlib.suppress(OSError):  # tmpfs has no user.* before 6.6; runc's copy drops them all
+            os.setxattr(path, name, os.getxattr(source, name))
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def _attempt(plan: MountPlan) -> str:
+    return f"mount src={plan.source}, dst={plan.destination}"
+
+
+class _closing:
+    """``with`` for a descriptor."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._fd)
+
+
+def _link(target: str, name: str, directory: int) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.symlink(target, name, dir_fd=directory)
+
+
+def _exists_at(name: str, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
