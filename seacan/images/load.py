@@ -12,8 +12,6 @@ import asyncio
 import contextlib
 import os
 import posixpath
-import threading
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from seacan.images import config as image_config
 from seacan.images import manifest as manifests
 from seacan.images import progress
 from seacan.images import reference as references
+from seacan.images.feed import Feed
 from seacan.images.manifest import Descriptor, Index, Manifest, Platform
 from seacan.images.progress import Report, short_id
 from seacan.images.store import Image, Images, LayerBlob, Lease
@@ -37,7 +36,6 @@ from seacan.storage.layers import Staged
 from seacan.storage.tar import TarEntry, TarReader
 
 _BATCH = 1 << 20
-_QUEUED = 8
 _MEMBER_LIMIT = 100_000
 _BLOB_FOLDER = "blobs/sha256/"
 
@@ -49,65 +47,6 @@ class _ArchiveImage(msgspec.Struct, frozen=True):
     repo_tags: list[str] | None = field(default=None, name="RepoTags")
     layers: list[str] | None = field(default=None, name="Layers")
     parent: str = field(default="", name="Parent")
-
-
-class Feed:
-    """Bytes from the event loop to a thread, a bounded number of them in between."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._chunks: deque[bytes] = deque()
-        self._changed = threading.Condition()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._ended = False
-        self._abandoned = False
-
-    async def fill(self, body: AsyncIterator[bytes]) -> None:
-        """Pass on all of ``body``, or as much as anybody wants."""
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async for chunk in body:
-                parts.append(chunk)
-                size += len(chunk)
-                if size >= _BATCH:
-                    await self._put(b"".join(parts) if len(parts) > 1 else parts[0])
-                    parts, size = [], 0
-                if self._abandoned:
-                    return
-            if parts:
-                await self._put(b"".join(parts))
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify()
-
-    async def _put(self, chunk: bytes) -> None:
-        await self._room.wait()
-        with self._changed:
-            self._chunks.append(chunk)
-            if len(self._chunks) >= _QUEUED:
-                self._room.clear()
-            self._changed.notify()
-
-    def read(self) -> bytes:
-        """The thread's end: the next bytes, ``b""`` at the end."""
-        with self._changed:
-            while not self._chunks and not self._ended:
-                self._changed.wait()
-            if not self._chunks:
-                return b""
-            chunk = self._chunks.popleft()
-        self._loop.call_soon_threadsafe(self._room.set)
-        return chunk
-
-    def abandon(self) -> None:
-        """The thread's way to say that it wants no more."""
-        self._abandoned = True
-        with self._changed:
-            self._chunks.clear()
-        self._loop.call_soon_threadsafe(self._room.set)
 
 
 class _Member(msgspec.Struct):

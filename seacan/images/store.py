@@ -183,7 +183,8 @@ class Images:
             wanted = parse_platform(platform) if isinstance(platform, str) else platform
             if not image.platform.satisfies(wanted):
                 raise NotFound(
-                    f"image with reference {name} was found but does not provide the specified platform ({wanted})"
+                    f"image with reference {name} was found but its platform ({image.platform}) does not match the "
+                    f"specified platform ({wanted})"
                 )
         return image
 
@@ -268,6 +269,13 @@ class Images:
         ).fetchall()
         names = [_reference(*row) for row in rows]
         return sorted(names, key=str)
+
+    def tags_of(self, repository: Reference) -> list[tuple[Digest, Reference]]:
+        """Every tag of a repository and the ID it points at."""
+        rows = self.database.execute(
+            "SELECT image, tag FROM image_tags WHERE name = ? ORDER BY tag", (repository.name,)
+        ).fetchall()
+        return [(Digest(row[0]), repository.tagged(row[1])) for row in rows]
 
     def ids(self) -> list[Digest]:
         return [row[0] for row in self.database.execute("SELECT id FROM images")]

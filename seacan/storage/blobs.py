@@ -84,6 +84,15 @@ class BlobWriter:
         self._committed = True
         return actual
 
+    def adopt(self, digest: Digest, size: int) -> None:
+        """Publish what a worker of ours has written to :attr:`fileno` and hashed on the way."""
+        actual = os.fstat(self._file).st_size
+        if actual != size:
+            raise DigestMismatch(f"{self._what}: {actual} bytes where {size} were written")
+        self.size = size
+        os.rename(self._path, self._blobs.path(digest))
+        self._committed = True
+
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)

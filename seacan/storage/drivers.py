@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import tempfile
 from pathlib import Path
 
 from seacan.errors import Unsupported
+from seacan.runtime.bundle import OverlayRoot
 from seacan.storage.database import Database
 from seacan.storage.layers import Layers
+from seacan.storage.mounting import mount_overlay
 from seacan.storage.overlay import OverlaySnapshots
 from seacan.storage.snapshots import Snapshots
 from seacan.storage.trash import Trash
@@ -47,30 +48,13 @@ def open_snapshots(
 
 
 def overlay_obstacle(folder: Path) -> str:
-    """Why an overlay with its upper folder below ``folder`` cannot be mounted; empty if it can.
-
-    Tried with ``fsopen`` in a detached mount that is never attached anywhere, so nothing can be left behind.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    fsopen, fsconfig, fsmount = 430, 431, 432
-    set_string, create = 1, 6
+    """Why an overlay with its upper folder below ``folder`` cannot be mounted; empty if it can."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".probe-") as scratch:
-        for name in ("lower", "upper", "work"):
-            os.mkdir(os.path.join(scratch, name))
-        context = libc.syscall(fsopen, b"overlay", 1)
-        if context < 0:
-            return f"fsopen overlay: {os.strerror(ctypes.get_errno())}"
+        lower, upper, work = (os.path.join(scratch, name) for name in ("lower", "upper", "work"))
+        for path in (lower, upper, work):
+            os.mkdir(path)
         try:
-            for key, name in (("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")):
-                value = os.fsencode(os.path.join(scratch, name))
-                if libc.syscall(fsconfig, context, set_string, key.encode(), value, 0) < 0:
-                    return f"{key}: {os.strerror(ctypes.get_errno())}"
-            if libc.syscall(fsconfig, context, create, None, None, 0) < 0:
-                return f"mount: {os.strerror(ctypes.get_errno())}"
-            mount = libc.syscall(fsmount, context, 1, 0)
-            if mount < 0:
-                return f"mount: {os.strerror(ctypes.get_errno())}"
-            os.close(mount)
-        finally:
-            os.close(context)
+            os.close(mount_overlay(OverlayRoot((lower,), upper, work)))
+        except OSError as error:
+            return error.strerror or str(error)
     return ""

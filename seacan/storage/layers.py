@@ -197,6 +197,12 @@ class Layers:
     def abandon(self, staged: Staged) -> None:
         self._trash.discard(staged.path)
 
+    def adopt(self, upper: Path, diff_id: DiffID, size: int) -> Staged:
+        """Stage a snapshot's upper folder as it is, by moving it here: the snapshot is to be removed after."""
+        path = self._staging / secrets.token_hex(8)
+        os.rename(upper, path)
+        return Staged(path, diff_id, size, [])
+
     # --- unmaking ---------------------------------------------------------------------------------------------------
 
     def remove(self, chain_id: ChainID) -> None:

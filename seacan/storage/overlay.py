@@ -72,7 +72,12 @@ class OverlaySnapshots:
         return self._recipe(self.root / key, lower)
 
     def view(self, parent: ChainID | None) -> Rootfs:
-        return OverlayRoot(self._lower(parent), options=self._options)
+        # Overlay wants two layers where there is no upper one, and a bare folder would show its whiteouts.
+        empty = self.root.parent / "empty"
+        empty.mkdir(exist_ok=True, mode=0o755)
+        return OverlayRoot(
+            (*self._lower(parent), str(empty), *(() if parent else (str(empty),))), options=self._options
+        )
 
     def parent(self, key: str) -> ChainID | None:
         row = self._database.execute("SELECT parent FROM snapshots WHERE key = ?", (key,)).fetchone()

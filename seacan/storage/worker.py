@@ -46,11 +46,18 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 async def run(
-    launcher: Launcher, target: str, request: msgspec.Struct, fds: Sequence[int], result: type[Result]
+    launcher: Launcher,
+    target: str,
+    request: msgspec.Struct,
+    fds: Sequence[int],
+    result: type[Result],
+    *,
+    launched: Callable[[], None] = lambda: None,
 ) -> Result:
     """Run ``target`` in a new process and give its result; raises what the task failed with.
 
-    When the caller is cancelled, the process is killed and waited for before this returns.
+    ``launched`` is called once the process has its own copies of ``fds`` (or could not be started). When the caller is
+    cancelled, the process is killed and waited for before this returns.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with contextlib.ExitStack() as undo:
@@ -59,6 +66,7 @@ async def run(
             process = await launcher.launch(target, msgspec.json.encode(request).decode(), [*fds, writer])
         finally:
             os.close(writer)
+            launched()
         try:
             answer = await _read(reader)
             status = await process.wait()

@@ -1,0 +1,211 @@
+"""``docker save``: images as an archive that every Docker since 1.10 and every OCI tool reads.
+
+What dockerd has written since version 25: an OCI layout (``oci-layout``, ``index.json``, ``blobs/``) that is a
+docker-archive too (``manifest.json``, ``repositories``). Blobs are copied as they are kept, so layers stay
+compressed if they came so, and a pulled image's manifest keeps its digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+
+from seacan.errors import NotFound, System
+from seacan.images import manifest as manifests
+from seacan.images import reference as references
+from seacan.images.manifest import Descriptor, Index, Manifest, Platform
+from seacan.images.reference import Reference
+from seacan.images.store import Image, Images, LayerBlob
+from seacan.storage import digest as digests
+from seacan.storage.digest import Digest
+from seacan.storage.pack import BLOCK, header
+
+_READ = 1 << 20
+_OCI_TYPES = {
+    manifests.DOCKER_LAYER: manifests.OCI_LAYER,
+    manifests.DOCKER_LAYER_GZIP: manifests.OCI_LAYER + "+gzip",
+}
+
+
+class _Selected(msgspec.Struct):
+    image: Image
+    references: list[Reference]
+
+
+def select(images: Images, names: Sequence[str], platform: Platform | None = None) -> list[_Selected]:
+    """The images that ``names`` mean, each once; a repository's name alone means all its tags.
+
+    Raises :class:`NotFound`.
+    """
+    selected: dict[Digest, _Selected] = {}
+
+    def add(id: Digest, reference: Reference | None) -> None:
+        found = selected.get(id)
+        if found is None:
+            found = selected[id] = _Selected(images.get(id), [])
+            if platform is not None and not found.image.platform.satisfies(platform):
+                raise NotFound(
+                    f"image with reference {reference.familiar if reference else id} was found but its platform "
+                    f"({found.image.platform}) does not match the specified platform ({platform})"
+                )
+        if reference is not None and reference not in found.references:
+            found.references.append(reference)
+
+    for name in names:
+        if references.is_identifier(name) or digests.is_digest(name):
+            add(images.resolve(name), None)
+            continue
+        reference = references.parse(name)
+        if reference.name_only:
+            tagged = images.tags_of(reference)
+            for tagged_id, tag in tagged:
+                add(tagged_id, tag)
+            if tagged:
+                continue
+        elif (id := images.lookup(reference)) is not None:
+            add(id, reference if reference.tag and not reference.digest else None)
+            continue
+        try:
+            add(images.resolve(name), None)
+        except NotFound:
+            raise NotFound(f"No such image: {name}") from None
+    return list(selected.values())
+
+
+async def save(images: Images, selected: Sequence[_Selected]) -> AsyncIterator[bytes]:
+    """The archive, piece by piece, of images chosen with :func:`select`."""
+    archive = _Archive(images)
+    with images.lease() as lease:
+        plan = [archive.plan(item) for item in selected]
+        for digest in archive.blobs:
+            lease.add(digest)
+        yield header(b"blobs/", b"5", 0o755, 0, 0, 0, 0)
+        yield header(b"blobs/sha256/", b"5", 0o755, 0, 0, 0, 0)
+        for digest, content in sorted(archive.blobs.items()):
+            name = f"blobs/sha256/{digests.hexadecimal(digest)}".encode()
+            if content is not None:
+                yield _member(name, content)
+                continue
+            with images.blobs.open(digest) as file:
+                size = images.blobs.size(digest)
+                yield header(name, b"0", 0o644, 0, 0, size, 0)
+                left = size
+                while left:
+                    chunk = await asyncio.to_thread(file.read, min(left, _READ))
+                    if not chunk:
+                        raise System(f"blob {digest} is truncated")
+                    left -= len(chunk)
+                    yield chunk
+                yield bytes(-size % BLOCK)
+        index = Index(
+            schema_version=2,
+            media_type=manifests.OCI_INDEX,
+            manifests=[descriptor for item in plan for descriptor in item.descriptors],
+        )
+        yield _member(b"index.json", msgspec.json.encode(index))
+        yield _member(b"manifest.json", msgspec.json.encode([item.listing for item in plan]))
+        yield _member(b"oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        repositories: dict[str, dict[str, str]] = {}
+        for item in plan:
+            for reference in item.references:
+                repositories.setdefault(reference.familiar_name, {})[reference.tag] = item.top
+        if repositories:
+            yield _member(b"repositories", msgspec.json.encode(repositories))
+        yield bytes(2 * BLOCK)
+        for item in plan:
+            images.log_event("save", item.id, item.id)
+
+
+class _Planned(msgspec.Struct):
+    id: Digest
+    descriptors: list[Descriptor]
+    listing: dict[str, Any]
+    references: list[Reference]
+    top: str
+
+
+class _Archive:
+    def __init__(self, images: Images) -> None:
+        self._images = images
+        self.blobs: dict[Digest, bytes | None] = {}
+        """What goes into ``blobs/``; None: copied from the store."""
+
+    def plan(self, item: _Selected) -> _Planned:
+        image = item.image
+        config = self._images.blobs.read(image.id)
+        layers: list[LayerBlob] = []
+        for position, blob in enumerate(self._images.layer_blobs(image.id)):
+            if blob is None:
+                raise System(f"layer {position} of image {image.id} has no archive")
+            if self._images.blobs.size(blob.digest) != blob.size:
+                raise System(f"layer {position} of image {image.id} is damaged: blob {blob.digest} is truncated")
+            layers.append(blob)
+        manifest, digest = self._manifest(image, config, layers)
+        self.blobs[digest] = manifest
+        self.blobs[image.id] = config
+        for layer in layers:
+            self.blobs[layer.digest] = None
+        media_type = manifests.OCI_MANIFEST
+        decoded = manifests.decode(manifest, f"manifest {digest}")
+        if decoded.media_type:
+            media_type = decoded.media_type
+        item.references.sort(key=str)
+        diff_ids = image.config.rootfs.diff_ids
+        listing = {
+            "Config": f"blobs/sha256/{digests.hexadecimal(image.id)}",
+            "RepoTags": [reference.familiar for reference in item.references] or None,
+            "Layers": [f"blobs/sha256/{digests.hexadecimal(layer.digest)}" for layer in layers],
+            "LayerSources": {
+                diff_id: Descriptor(media_type=_oci_type(layer), size=layer.size, digest=layer.digest)
+                for diff_id, layer in zip(diff_ids, layers, strict=True)
+            },
+        }
+        if image.parent and any(other == image.parent for other in self._images.ids()):
+            listing["Parent"] = image.parent
+        descriptor = Descriptor(media_type=media_type, digest=digest, size=len(manifest))
+        descriptors = [
+            msgspec.structs.replace(
+                descriptor,
+                annotations={
+                    "io.containerd.image.name": str(reference),
+                    "org.opencontainers.image.ref.name": reference.tag,
+                },
+            )
+            for reference in item.references
+        ] or [descriptor]
+        top = digests.hexadecimal(layers[-1].digest) if layers else digests.hexadecimal(image.id)
+        return _Planned(image.id, descriptors, listing, item.references, top)
+
+    def _manifest(self, image: Image, config: bytes, layers: Sequence[LayerBlob]) -> tuple[bytes, Digest]:
+        """The manifest the image came with, if it still describes what is kept; or else a new one."""
+        if image.manifest is not None and self._images.blobs.contains(image.manifest):
+            content = self._images.blobs.read(image.manifest)
+            document = manifests.decode(content, f"manifest {image.manifest}")
+            if isinstance(document, Manifest) and [layer.digest for layer in document.layers] == [
+                layer.digest for layer in layers
+            ]:
+                return content, image.manifest
+        content = new_manifest(image, len(config), layers)
+        return content, digests.of(content)
+
+
+def new_manifest(image: Image, config_size: int, layers: Sequence[LayerBlob]) -> bytes:
+    """An OCI manifest for an image that has none."""
+    manifest = Manifest(
+        schema_version=2,
+        media_type=manifests.OCI_MANIFEST,
+        config=Descriptor(media_type=manifests.OCI_CONFIG, digest=image.id, size=config_size),
+        layers=[Descriptor(media_type=_oci_type(layer), digest=layer.digest, size=layer.size) for layer in layers],
+    )
+    return msgspec.json.encode(manifest)
+
+
+def _oci_type(layer: LayerBlob) -> str:
+    return _OCI_TYPES.get(layer.media_type, layer.media_type or manifests.OCI_LAYER)
+
+
+def _member(name: bytes, content: bytes) -> bytes:
+    return header(name, b"0", 0o644, 0, 0, len(content), 0) + content + bytes(-len(content) % BLOCK)
