@@ -25,7 +25,7 @@ import msgspec
 from seacan.runtime import packets
 from seacan.runtime.protocol import Ended, Failed, FromLauncher, Launch, Launched
 
-PRELOAD = ("seacan.runtime.streams", "seacan.runtime.logs.writer")
+PRELOAD = ("seacan.runtime.shim",)
 """What is imported before the first fork."""
 
 _decode = msgspec.json.Decoder(Launch).decode

@@ -21,7 +21,7 @@ from typing import TypedDict
 
 import msgspec
 
-from seacan import cgroups
+from seacan.cgroups.cgroup import OOMWatch
 from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError
 from seacan.linux.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from seacan.runtime import packets, spec
@@ -111,7 +111,7 @@ class Shim:
         self._own_pids = True
         self._terminal = False
         self._log: LogWriter | None = None
-        self._oom: cgroups.OOMWatch | None = None
+        self._oom: OOMWatch | None = None
         self._oom_killed = False
         self._init: _Process | None = None
         self._execs: dict[str, _Process] = {}
@@ -172,9 +172,10 @@ class Shim:
                 seccomp=self._seccomp,
                 on_sandbox=self._sandbox,
             )
+            console, self._container.console = self._container.console, None
             streams = Streams(
                 self._loop,
-                **pipes.ours(self._container.console, config.open_stdin),
+                **pipes.ours(console, config.open_stdin),
                 terminal=self._terminal,
                 closes_stdin=config.stdin_once,
                 log=self._log,
@@ -182,8 +183,8 @@ class Shim:
                 on_ended=self._progress,
             )
         self._init = _Process(self._container.pid, streams)
-        if oci.linux is not None and oci.linux.cgroups_path:
-            self._oom = cgroups.open(oci.linux.cgroups_path).watch_oom()
+        if self._container.cgroup is not None:
+            self._oom = self._container.cgroup.watch_oom()
             if self._oom is not None:
                 self._loop.watch(self._oom.fileno(), READ, lambda events: self._check_oom())
 
@@ -224,7 +225,6 @@ class Shim:
             self._loop.forget(self._oom.fileno())
             self._oom.close()
         try:
-            self._container.release()
             self._container.delete(force=True)
         except (SeacanError, OSError) as error:
             with contextlib.suppress(OSError):
@@ -433,7 +433,7 @@ class Shim:
             process = self._process(request.exec_id)
             if process.exit is None:  # not reaped, so the number is still its own
                 os.kill(process.pid, request.signal)
-        elif self._init is not None and self._init.exit is None:
+        elif self._init is not None and self._init.exit is None:  # a process that has ended takes no signal
             container.kill(request.signal, everyone=request.everyone)
 
     def _describe(self, container: Container, seq: int) -> tuple[FromShim, Sequence[int]]:

@@ -373,7 +373,7 @@ class Task:
 async def _readable(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    loop.add_reader(connection, lambda: ready.done() or ready.set_result(None))
+    loop.add_reader(connection, lambda: None if ready.done() else ready.set_result(None))
     try:
         await ready
     finally:
