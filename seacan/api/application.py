@@ -8,12 +8,13 @@ import importlib.util
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
 from aiohttp.web_urldispatcher import AbstractResource, AbstractRoute, UrlDispatcher, UrlMappingMatchInfo
 
+from seacan.api.hijack import Connection, Hijacked
 from seacan.api.http import CANCELLABLE, VERSION_KEY, RequestHandler, json_response
 from seacan.engine.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, dotted
 from seacan.errors import InvalidParameter, NotFound, NotModified, SeacanError
@@ -27,6 +28,14 @@ log = logging.getLogger(__name__)
 
 RESOURCES = ("system", "containers", "execs", "archive", "images", "volumes", "networks", "build", "swarm", "plugins")
 """The modules of this package that have ``routes(engine)``."""
+
+
+_HEADERS = {
+    "Api-Version": dotted(API_VERSION),
+    "Docker-Experimental": "false",
+    "Ostype": "linux",
+    "Server": f"Docker/{SERVER_VERSION} (linux)",
+}
 
 
 class VersionedPaths(AbstractResource):
@@ -91,25 +100,57 @@ def application(engine: Engine) -> web.Application:
     return app
 
 
-async def serve(engine: Engine, listeners: Sequence[tuple[socket.socket, ssl.SSLContext | None]]) -> web.AppRunner:
-    """Answer the API on listening sockets; ``await runner.cleanup()`` ends it."""
+class Server:
+    """The API on listening sockets."""
+
+    def __init__(self, runner: web.AppRunner, servers: Sequence[asyncio.Server]) -> None:
+        self._runner = runner
+        self._servers = servers
+
+    async def cleanup(self) -> None:
+        """Accept no more connections and end those there are (but those that were handed to a shim)."""
+        for server in self._servers:
+            server.close()
+        await self._runner.cleanup()
+
+
+async def serve(engine: Engine, listeners: Sequence[tuple[socket.socket, ssl.SSLContext | None]]) -> Server:
+    """Answer the API on listening sockets; ``await server.cleanup()`` ends it."""
     runner = web.AppRunner(
         application(engine), access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
     )
     await runner.setup()
-    for listener, context in listeners:
-        await web.SockSite(runner, listener, ssl_context=context, backlog=1024).start()
-    return runner
+    loop = asyncio.get_running_loop()
+    servers = [
+        await loop.create_server(lambda: _connection(runner), sock=listener, ssl=context, backlog=1024)
+        if listener.family != socket.AF_UNIX
+        else await loop.create_unix_server(lambda: _connection(runner), sock=listener, ssl=context, backlog=1024)
+        for listener, context in listeners
+    ]
+    return Server(runner, servers)
+
+
+def _connection(runner: web.AppRunner) -> Connection:
+    server = runner.server
+    assert server is not None
+    return Connection(server())
 
 
 async def _headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(
-        {"Api-Version": dotted(API_VERSION), "Ostype": "linux", "Server": f"Docker/{SERVER_VERSION} (linux)"}
-    )
+    response.headers.update(_HEADERS)
 
 
 @web.middleware
-async def _docker(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+async def _docker(request: web.Request, handler: RequestHandler) -> web.StreamResponse:
+    response = await _answer(request, handler)
+    if not isinstance(response, Hijacked) and request.transport is not None:
+        connection = request.transport.get_protocol()
+        if isinstance(connection, Connection):
+            connection.release()
+    return response
+
+
+async def _answer(request: web.Request, handler: RequestHandler) -> web.StreamResponse:
     try:
         if request.match_info.http_exception is not None:
             raise NotFound("page not found")

@@ -19,8 +19,8 @@ from seacan.errors import Conflict
 
 if TYPE_CHECKING:
     from seacan.engine.execs import Exec
-    from seacan.engine.streams import WaitingClient
-    from seacan.runtime.task import Task
+    from seacan.engine.streams import Client
+    from seacan.runtime.task import Sandbox, Task
 
 DEFAULT_STOP_TIMEOUT = 10
 """Seconds between the stop signal and SIGKILL."""
@@ -111,8 +111,13 @@ class Container:
         self.state = state
         self.lock = asyncio.Lock()
         self.task: Task | None = None
+        """While it runs."""
+        self.sandbox: Sandbox | None = None
+        """Its namespaces, while it runs."""
+        self.begun: Task | None = None
+        """The task whose start has been recorded."""
         self.execs: dict[str, Exec] = {}
-        self.clients: list[WaitingClient] = []
+        self.clients: list[Client] = []
         """Clients that attached before the start."""
         self.background: set[asyncio.Task[Any]] = set()
         """What goes on for this container beside requests: following its exit, health probes, a pending restart."""
@@ -122,7 +127,9 @@ class Container:
         self.health_probe: asyncio.Task[None] | None = None
         self.restarting_by_hand = False
         """Between the stop and the start of `docker restart`: no auto-removal."""
-        self.endpoints: list[Any] = []
+        self.releasing: asyncio.Task[None] | None = None
+        self.clearing: asyncio.Task[None] | None = None
+        """After an exit: freeing networks and volumes; removing the bundle once the shim is gone."""
         self._stopped: set[asyncio.Future[ExitStatus]] = set()
         self._removed: set[asyncio.Future[ExitStatus]] = set()
 
@@ -154,7 +161,7 @@ class Container:
 
     @property
     def is_live(self) -> bool:
-        """Whether there is a process (a container waiting for its restart counts as running in Docker, but has none)."""
+        """Whether there is a process (one that waits for its restart is running in Docker's eyes, and has none)."""
         return self.state.running and not self.state.restarting and self.task is not None
 
     def require_running(self) -> Task:
@@ -168,6 +175,17 @@ class Container:
         if not self.state.running or self.task is None:
             raise Conflict(f"container {self.id} is not running")
         return self.task
+
+    async def released(self) -> None:
+        """Wait until what the container held when it last ran is free."""
+        if self.releasing is not None and self.releasing is not asyncio.current_task():
+            await asyncio.shield(self.releasing)
+
+    async def settled(self) -> None:
+        """Wait until nothing is left of the last run."""
+        await self.released()
+        if self.clearing is not None:
+            await asyncio.shield(self.clearing)
 
     def attributes(self, **more: str) -> dict[str, str]:
         """The attributes of this container's events: its labels, image and name, and ``more``."""

@@ -10,37 +10,163 @@ Its parts are the nouns of Docker: ``images``, ``containers``, ``execs``, ``netw
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seacan.engine.options import EngineOptions
+import msgspec
+
+from seacan import cgroups
+from seacan.engine import recovery, system
+from seacan.engine.container import Container
+from seacan.engine.containers import Containers
+from seacan.engine.database import Database
+from seacan.engine.events import Events
+from seacan.engine.execs import Execs
+from seacan.engine.host import host
+from seacan.engine.lifecycle import Lifecycle
+from seacan.engine.options import LIVE, EngineOptions
+from seacan.errors import System
+from seacan.images.store import ImageUser, open_images
+from seacan.network.networks import Networks
+from seacan.runtime.launcher import Launcher
+from seacan.volumes.volumes import Volumes
 
 if TYPE_CHECKING:
-    from seacan.engine.containers import Containers
-    from seacan.engine.database import Database
-    from seacan.engine.events import Events
-    from seacan.engine.execs import Execs
     from seacan.images.store import Images
-    from seacan.network.networks import Networks
-    from seacan.runtime.launcher import Launcher
-    from seacan.volumes.volumes import Volumes
+    from seacan.storage.snapshots import Snapshots
+
+log = logging.getLogger(__name__)
+
+INIT_BINARIES = ("docker-init", "tini-static", "tini")
+"""Programs fit for `--init`, best first; all three are tini, the first two need nothing of the container's."""
 
 
 class Engine:
-    options: EngineOptions
-    database: Database
-    events: Events
-    launcher: Launcher
+    """A container engine. One for each pair of ``data_root`` and ``exec_root``."""
+
     images: Images
+    snapshots: Snapshots
     networks: Networks
     volumes: Volumes
-    containers: Containers
-    execs: Execs
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
+        self.events = Events()
+        self.launcher = Launcher()
+        self.id = ""
+        self._lock = -1
+        self._closing = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
-        """Open the database, start the launcher, adopt what is running and roll back what is half made."""
+        """Open the database, start the launcher, adopt what is running and roll back what is half made.
+
+        Raises:
+            System: another engine uses these folders, or the state cannot be read.
+        """
+        options = self.options
+        data_root, exec_root = Path(options.data_root), Path(options.exec_root)
+        async with contextlib.AsyncExitStack() as undo:
+            self._prepare_folders(data_root, exec_root)
+            undo.callback(self._unlock)
+            self.id = system.load_id(data_root / "engine-id")
+            self.database = Database(data_root / "seacan.db")
+            undo.callback(self.database.close)
+            await self.launcher.start()
+            undo.push_async_callback(self.launcher.close)
+            self.images = open_images(data_root, self.database, self.launcher, driver=options.storage_driver)
+            self.images.emit = self.events.emit
+            self.images.users = self._image_users
+            self.snapshots = self.images.snapshots
+            self.volumes = Volumes(data_root / "volumes", self.database, self.launcher, emit=self.events.emit)
+            self.networks = Networks(self.database, options, engine_id=self.id)
+            await self.networks.start()
+            undo.push_async_callback(self.networks.close)
+            self.execs = Execs(self)
+            self.containers = Containers(self)
+            self.lifecycle = Lifecycle(self)
+            self.containers.load()
+            await recovery.recover(self)
+            undo.push_async_callback(self._stop_background)
+            self._closing = undo.pop_all()
 
     async def close(self) -> None:
-        """Stop answering for the containers; they go on."""
+        """Stop answering for the containers; they go on (unless ``live_restore`` is off, then they are stopped)."""
+        await self.lifecycle.close()
+        await self._closing.aclose()
+
+    async def reconfigure(self, options: EngineOptions) -> None:
+        """Take over the options that can change while the engine runs (:data:`~seacan.engine.options.LIVE`)."""
+        from seacan.engine import oci
+
+        oci.check_runtimes(options)
+        changed = {}
+        for name in LIVE:
+            value = getattr(options, name)
+            if value != getattr(self.options, name):
+                setattr(self.options, name, value)
+                changed[name] = msgspec.json.encode(value).decode()
+        self.events.emit("daemon", "reload", self.id, {"name": os.uname().nodename, **changed})
+
+    # --- what the parts ask of each other ----------------------------------------------------------------------------
+
+    @property
+    def cgroup_v2(self) -> bool:
+        return host().cgroup_version == 2
+
+    @property
+    def init_binary(self) -> str:
+        """Path of the program `--init` runs, empty if this host has none."""
+        if self.options.init_path:
+            return self.options.init_path
+        return next((path for name in INIT_BINARIES if (path := shutil.which(name))), "")
+
+    def cgroup_path(self, container: Container) -> str:
+        parent = container.host_config.cgroup_parent or self.options.cgroup_parent
+        return f"/{parent.strip('/')}/{container.id}"
+
+    def cgroup(self, container: Container) -> cgroups.Cgroup:
+        """The control group of a container."""
+        return cgroups.open(self.cgroup_path(container))
+
+    def _image_users(self, image: str) -> Iterable[ImageUser]:
+        for container in self.containers:
+            if container.record.image == image:
+                yield ImageUser(container.id, container.state.running)
+
+    # --- folders -----------------------------------------------------------------------------------------------------
+
+    def _prepare_folders(self, data_root: Path, exec_root: Path) -> None:
+        try:
+            data_root.mkdir(mode=0o711, parents=True, exist_ok=True)
+            for folder in (exec_root, exec_root / "containers"):
+                folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+            (data_root / "containers").mkdir(mode=0o710, exist_ok=True)
+            self._lock = os.open(data_root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise System(f"cannot use {error.filename}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._unlock()
+            raise System(f"another engine uses {data_root}") from error
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    async def _stop_background(self) -> None:
+        tasks = {task for container in self.containers for task in container.background}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for container in self.containers:
+            if container.task is not None:
+                container.task.close()

@@ -11,7 +11,7 @@ from seacan.errors import InvalidParameter
 ALLOWED = "[a-zA-Z0-9][a-zA-Z0-9_.-]"
 _NAME = re.compile(rf"/?{ALLOWED}+")
 
-_ADJECTIVES = """
+_ADJECTIVE_TEXT = """
 able amber ample aqua arctic azure balmy bold brave breezy bright brisk briny calm candid cheerful clear clever coastal
 cool coral cosy crisp curious daring deep deft drifting eager early easy fair fearless fleet floating fluent foamy fond
 frank free fresh gentle glad gleaming glossy golden grand hardy hearty honest humble jolly keen kind lively loyal lucid
@@ -19,9 +19,9 @@ lucky lunar mellow merry mighty misty modest nautical neat nimble noble northern
 polar polite proud quick quiet radiant rapid ready robust rolling rugged salty sandy serene sharp shining silent silver
 sleek smooth snug sober solid southern spry stable starry steady still stoic sturdy sunny sure swift tidal tidy tranquil
 trim true trusty upbeat vast vivid warm wavy western wild windy wise witty zesty
-""".split()
+"""
 
-_NOUNS = """
+_NOUN_TEXT = """
 albatross anchor anchovy anemone angelfish auk barge barnacle barracuda bay beacon beluga bollard bosun bream brig buoy
 cape capstan caravel carrack catamaran clam clipper cod compass conch coracle cormorant cove crab current cutter
 cuttlefish delta dhow dinghy dogger dolphin dory dugong eel eider estuary ferry fjord flounder frigate galleon galley
@@ -31,7 +31,10 @@ narwhal nautilus oar octopus orca osprey oyster paddle pelican penguin petrel pi
 puffin quay raft ray reef rudder sailfish salmon sardine schooner scallop seal sextant shark shoal shrimp skate skiff
 skipper sloop sole spar squid starfish stingray strait sturgeon swan swell tanker tarpon tern tide tiller trawler trout
 tugboat tuna turbot turtle urchin walrus wave whale wharf whelk yacht yawl
-""".split()
+"""
+
+_ADJECTIVES = tuple(_ADJECTIVE_TEXT.split())
+_NOUNS = tuple(_NOUN_TEXT.split())
 
 
 def new_id() -> str:

@@ -1,0 +1,151 @@
+"""A container's log: where its shim writes it, and what of it `docker logs` shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from seacan.engine.container import Record
+from seacan.engine.listing import parse_time
+from seacan.errors import InvalidParameter
+from seacan.runtime.bundle import LogConfig
+
+if TYPE_CHECKING:
+    pass
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
+_DEFAULT_LOCAL_SIZE = 20 << 20
+_DEFAULT_LOCAL_FILES = 5
+
+
+class LogQuery(msgspec.Struct, kw_only=True, frozen=True):
+    """What of a log is wanted. Times are nanoseconds since 1970; 0 is no bound. ``framed`` puts Docker's 8-byte header
+    before each line."""
+
+    stdout: bool = True
+    stderr: bool = True
+    follow: bool = False
+    timestamps: bool = False
+    details: bool = False
+    since: int = 0
+    until: int = 0
+    tail: str = "all"
+    framed: bool = True
+
+    @property
+    def last(self) -> int:
+        """How many lines from the end; -1 for all."""
+        return int(self.tail) if self.tail.isdecimal() else -1
+
+
+def moment(name: str, text: str) -> int:
+    """The ``since`` or ``until`` of a request, nanoseconds since 1970.
+
+    Raises:
+        InvalidParameter: unreadable.
+    """
+    if not text or text == "0":
+        return 0
+    try:
+        return parse_time(text)
+    except InvalidParameter as error:
+        raise InvalidParameter(f'invalid value for "{name}": {error}') from error
+
+
+def log_config(record: Record, folder: Path) -> LogConfig:
+    """What the shim is told about the log.
+
+    Raises:
+        InvalidParameter: an option's value is unreadable.
+    """
+    asked = record.host_config.log_config
+    options = asked.config or {}
+    if asked.type == "none":
+        return LogConfig(driver="none")
+    local = asked.type == "local"
+    path = folder / "local-logs" / "container.log" if local else Path(record.log_path)
+    size = parse_size(options["max-size"]) if "max-size" in options else (_DEFAULT_LOCAL_SIZE if local else -1)
+    files = int(options.get("max-file", _DEFAULT_LOCAL_FILES if local else 1))
+    if files < 1:
+        raise InvalidParameter("max-file cannot be less than 1")
+    compress = _truth("compress", options.get("compress", "true" if local else "false"))
+    if not local and compress and (files == 1 or size == -1):
+        raise InvalidParameter("compress cannot be true when max-file is less than 2 or max-size is not set")
+    return LogConfig(
+        driver="local" if local else "json-file",
+        path=str(path),
+        max_size=size,
+        max_file=files,
+        compress=compress,
+        attributes=attributes(record, options),
+        non_blocking=options.get("mode") == "non-blocking",
+        max_buffer_size=parse_size(options["max-buffer-size"]) if "max-buffer-size" in options else 1 << 20,
+    )
+
+
+def attributes(record: Record, options: Mapping[str, str]) -> dict[str, str]:
+    """The extra attributes of each line: those labels and variables that the options name, and the tag."""
+    result: dict[str, str] = {}
+    labels = record.config.labels or {}
+    variables = dict(v.partition("=")[::2] for v in record.config.env or [])
+    for option, values in (("labels", labels), ("env", variables)):
+        for name in options.get(option, "").split(","):
+            if name in values:
+                result[name] = values[name]
+        pattern = options.get(f"{option}-regex")
+        if pattern:
+            try:
+                compiled = re.compile(pattern)
+            except re.error as error:
+                raise InvalidParameter(f"log option {option}-regex: {error}") from error
+            result |= {name: value for name, value in values.items() if compiled.search(name)}
+    if "tag" in options:
+        result["tag"] = _tag(record, options["tag"])
+    return result
+
+
+def _tag(record: Record, template: str) -> str:
+    """The few fields of dockerd's log tag templates."""
+    values = {
+        ".ID": record.id[:12],
+        ".FullID": record.id,
+        ".Name": record.name,
+        ".ImageID": record.image.removeprefix("sha256:")[:12],
+        ".ImageFullID": record.image,
+        ".ImageName": record.config.image,
+        ".DaemonName": "docker",
+    }
+
+    def value(match: re.Match[str]) -> str:
+        try:
+            return values[match[1]]
+        except KeyError as error:
+            raise InvalidParameter(f"log tag: cannot evaluate {match[0]}") from error
+
+    return re.sub(r"\{\{\s*(\S+?)\s*\}\}", value, template)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "10m", "1g", "512k"; -1 for unlimited.
+
+    Raises:
+        InvalidParameter: unreadable.
+    """
+    if text == "-1":
+        return -1
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise InvalidParameter(f"invalid size: '{text}'")
+    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower().replace("b", "") or " "))
+
+
+def _truth(name: str, text: str) -> bool:
+    if text.lower() in ("1", "t", "true"):
+        return True
+    if text.lower() in ("0", "f", "false"):
+        return False
+    raise InvalidParameter(f'log option {name}: strconv.ParseBool: parsing "{text}": invalid syntax')

@@ -1,0 +1,285 @@
+"""The engine as a whole: `docker version`, `docker info`, `docker system df`, `docker login`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from seacan.engine.config import Model
+from seacan.engine.host import host
+from seacan.engine.listing import listing
+from seacan.engine.times import rfc3339
+from seacan.engine.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, VERSION, dotted
+
+if TYPE_CHECKING:
+    from seacan.engine.engine import Engine
+
+_encoder = msgspec.json.Encoder()
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+_INDEX = "https://index.docker.io/v1/"
+
+
+class AuthConfig(Model):
+    """Body of POST /auth."""
+
+    username: str = msgspec.field(default="", name="username")
+    password: str = msgspec.field(default="", name="password")
+    auth: str = msgspec.field(default="", name="auth")
+    email: str = msgspec.field(default="", name="email")
+    server_address: str = msgspec.field(default="", name="serveraddress")
+    identity_token: str = msgspec.field(default="", name="identitytoken")
+    registry_token: str = msgspec.field(default="", name="registrytoken")
+
+
+def encode(value: Any) -> bytes:
+    return _encoder.encode(value) + b"\n"
+
+
+def seconds_until(moment: int) -> float:
+    return max(0.0, (moment - time.time_ns()) / 1e9)
+
+
+def architecture() -> str:
+    """This machine's, in Go's words."""
+    machine = platform.machine()
+    return _ARCHITECTURES.get(machine, machine)
+
+
+def builder_version(engine: Engine) -> str:
+    """What `docker build` reads from _ping: "2" if the BuildKit API is there."""
+    import importlib.util
+
+    return "2" if importlib.util.find_spec("seacan.api.session") else "1"
+
+
+def version(engine: Engine) -> dict[str, Any]:
+    """Docker's SystemVersion."""
+    kernel = os.uname().release
+    python = platform.python_version()
+    experimental = str(engine.options.experimental).lower()
+    details = {
+        "ApiVersion": dotted(API_VERSION),
+        "Arch": architecture(),
+        "BuildTime": "",
+        "Experimental": experimental,
+        "GitCommit": "",
+        "GoVersion": f"python{python}",
+        "KernelVersion": kernel,
+        "MinAPIVersion": dotted(MIN_API_VERSION),
+        "Os": "linux",
+    }
+    components = [
+        {"Name": "Engine", "Version": SERVER_VERSION, "Details": details},
+        {"Name": "Seacan", "Version": VERSION, "Details": {"GitCommit": "", "Python": python}},
+    ]
+    return {
+        "Platform": {"Name": f"Seacan {VERSION}"},
+        "Components": components,
+        "Version": SERVER_VERSION,
+        "ApiVersion": dotted(API_VERSION),
+        "MinAPIVersion": dotted(MIN_API_VERSION),
+        "GitCommit": "",
+        "GoVersion": f"python{python}",
+        "Os": "linux",
+        "Arch": architecture(),
+        "KernelVersion": kernel,
+        **({"Experimental": True} if engine.options.experimental else {}),
+        "BuildTime": "",
+    }
+
+
+async def info(engine: Engine) -> dict[str, Any]:
+    """Docker's SystemInfo."""
+    machine, options = host(), engine.options
+    states = [container.state.status for container in engine.containers]
+    running = sum(state in ("running", "restarting") for state in states)
+    paused = states.count("paused")
+    runtimes: dict[str, Any] = {"seacan": {"path": "seacan-runtime"}}
+    for name, runtime in options.runtimes.items():
+        runtimes[name] = {"path": runtime.path}
+        if runtime.arguments:
+            runtimes[name]["runtimeArgs"] = list(runtime.arguments)
+    security = ["name=seccomp,profile=builtin"] if machine.seccomp else []
+    if options.seccomp_profile not in ("", "builtin"):
+        security = [f"name=seccomp,profile={options.seccomp_profile}"]
+    security += ["name=apparmor"] if machine.apparmor else []
+    security += ["name=selinux"] if machine.selinux and options.selinux_enabled else []
+    security += ["name=cgroupns"] if machine.cgroup_version == 2 else []
+    security += ["name=no-new-privileges"] if options.no_new_privileges else []
+    mirrors = list(options.registry_mirrors)
+    return {
+        "ID": engine.id,
+        "Containers": len(states),
+        "ContainersRunning": running,
+        "ContainersPaused": paused,
+        "ContainersStopped": len(states) - running - paused,
+        "Images": len(engine.images.ids()),
+        "Driver": engine.snapshots.driver,
+        "DriverStatus": _driver_status(engine),
+        "Plugins": {
+            "Volume": ["local"],
+            "Network": ["bridge", "host", "ipvlan", "macvlan", "null", "routed"],
+            "Authorization": None,
+            "Log": ["json-file", "local", "none"],
+        },
+        "MemoryLimit": machine.memory_limit,
+        "SwapLimit": machine.swap_limit,
+        "CpuCfsPeriod": machine.cpu_cfs,
+        "CpuCfsQuota": machine.cpu_cfs,
+        "CPUShares": machine.cpu_shares,
+        "CPUSet": machine.cpuset,
+        "PidsLimit": machine.pids_limit,
+        "IPv4Forwarding": machine.ipv4_forwarding,
+        "Debug": options.debug,
+        "NFd": len(os.listdir("/proc/self/fd")),
+        "OomKillDisable": machine.oom_kill_disable,
+        "NGoroutines": len(asyncio.all_tasks()),
+        "SystemTime": rfc3339(time.time_ns()),
+        "LoggingDriver": options.log_driver,
+        "CgroupDriver": "cgroupfs",
+        "CgroupVersion": str(machine.cgroup_version),
+        "NEventsListener": engine.events.watchers,
+        "KernelVersion": os.uname().release,
+        "OperatingSystem": _operating_system("PRETTY_NAME"),
+        "OSVersion": _operating_system("VERSION_ID"),
+        "OSType": "linux",
+        "Architecture": platform.machine(),
+        "IndexServerAddress": _INDEX,
+        "RegistryConfig": {
+            "IndexConfigs": {
+                "docker.io": {"Mirrors": mirrors, "Name": "docker.io", "Official": True, "Secure": True},
+                **{
+                    name: {"Mirrors": [], "Name": name, "Official": False, "Secure": False}
+                    for name in options.insecure_registries
+                    if "/" not in name
+                },
+            },
+            "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8", *(n for n in options.insecure_registries if "/" in n)],
+            "Mirrors": mirrors or None,
+        },
+        "NCPU": machine.processors,
+        "MemTotal": machine.memory,
+        "GenericResources": None,
+        "DockerRootDir": options.data_root,
+        "HttpProxy": os.environ.get("HTTP_PROXY", ""),
+        "HttpsProxy": os.environ.get("HTTPS_PROXY", ""),
+        "NoProxy": os.environ.get("NO_PROXY", ""),
+        "Name": os.uname().nodename,
+        "Labels": options.labels,
+        "ExperimentalBuild": options.experimental,
+        "ServerVersion": SERVER_VERSION,
+        "Runtimes": runtimes,
+        "DefaultRuntime": options.default_runtime,
+        "Swarm": {
+            "NodeID": "",
+            "NodeAddr": "",
+            "LocalNodeState": "inactive",
+            "ControlAvailable": False,
+            "Error": "",
+            "RemoteManagers": None,
+        },
+        "LiveRestoreEnabled": options.live_restore,
+        "Isolation": "",
+        "InitBinary": engine.init_binary or "",
+        "ContainerdCommit": {"ID": ""},
+        "RuncCommit": {"ID": ""},
+        "InitCommit": {"ID": ""},
+        "SecurityOptions": security,
+        "FirewallBackend": {"Driver": "nftables"},
+        "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"],
+        **_pools(engine),
+        "Warnings": _warnings(engine) or None,
+    }
+
+
+def _pools(engine: Engine) -> dict[str, Any]:
+    pools = engine.options.default_address_pools
+    return {"DefaultAddressPools": [{"Base": pool.base, "Size": pool.size} for pool in pools]} if pools else {}
+
+
+def _warnings(engine: Engine) -> list[str]:
+    machine = host()
+    warnings = list(machine.warnings)
+    if engine.options.bridge != "none" and not machine.ipv4_forwarding:
+        warnings.append("WARNING: IPv4 forwarding is disabled")
+    for listener in engine.options.hosts:
+        if listener.startswith("tcp://") and not engine.options.tls:
+            warnings.append(
+                f"[DEPRECATION NOTICE]: API is accessible on {listener} without encryption.\n"
+                "         Access to the remote API is equivalent to root access on the host. Refer\n"
+                "         to the 'Docker daemon attack surface' section in the documentation for\n"
+                "         more information: https://docs.docker.com/go/attack-surface/"
+            )
+    return warnings
+
+
+def _driver_status(engine: Engine) -> list[list[str]]:
+    if engine.snapshots.driver != "overlay2":
+        return []
+    return [
+        ["Backing Filesystem", _filesystem(engine.options.data_root)],
+        ["Supports d_type", "true"],
+        ["Using metacopy", "false"],
+        ["Native Overlay Diff", "true"],
+        ["userxattr", "false"],
+    ]
+
+
+def _filesystem(path: str) -> str:
+    """The type of the filesystem that holds ``path``, in dockerd's words."""
+    best, found = "", "unknown"
+    real = os.path.realpath(path)
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        point = fields[4]
+        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, found = point, fields[fields.index("-") + 1]
+    return {"ext2": "extfs", "ext3": "extfs", "ext4": "extfs"}.get(found, found)
+
+
+def _operating_system(name: str) -> str:
+    try:
+        return platform.freedesktop_os_release().get(name, "")
+    except OSError:
+        return ""
+
+
+async def disk_usage(engine: Engine, kinds: set[str] | None, *, legacy: bool) -> dict[str, Any]:
+    """Docker's answer to GET /system/df; ``kinds`` limits it to container, image, volume or build-cache."""
+    wanted = kinds or {"container", "image", "volume", "build-cache"}
+    answer: dict[str, Any] = {}
+    if "image" in wanted:
+        answer |= await engine.image_usage()
+    if "container" in wanted:
+        answer["Containers"] = await listing(engine, all=True, size=True)
+    if "volume" in wanted:
+        answer["Volumes"] = await engine.volume_usage()
+    if "build-cache" in wanted:
+        answer["BuildCache"] = await engine.build_cache_usage()
+    if kinds is None:
+        answer = {"LayersSize": 0, **answer}
+    if legacy:
+        answer.setdefault("BuilderSize", 0)
+    return answer
+
+
+def load_id(path: Path) -> str:
+    """The engine's own identity, made once and kept beside its state."""
+    try:
+        text = path.read_text().strip()
+        if text:
+            return text
+    except FileNotFoundError:
+        pass
+    text = str(uuid.uuid4())
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(path)
+    return text
