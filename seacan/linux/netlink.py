@@ -42,6 +42,9 @@ NLMSGERR_ATTR_MSG = 1
 NLA_F_NESTED = 0x8000
 _NLA_TYPE = 0x3FFF
 
+_TIMEOUT = 10.0
+"""Seconds. An acknowledgement is in the queue before sendmsg returns: a wait means that one was lost."""
+
 _HEADER = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
 _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
@@ -142,14 +145,17 @@ class NetlinkSocket:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        # An acknowledgement is in the queue before sendmsg returns: a wait means that one was lost.
-        self._socket.settimeout(10)
+        self._socket.settimeout(_TIMEOUT)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
+
+    def detach(self) -> int:
+        """Give the descriptor back to its owner, still open."""
+        return self._socket.detach()
 
     def __enter__(self) -> NetlinkSocket:
         return self
@@ -261,9 +267,11 @@ class NetlinkSocket:
 
     def _drain(self) -> None:
         """Throw away what else the kernel says of a batch that failed."""
+        self._socket.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
-                self._socket.recv(1 << 17, socket.MSG_DONTWAIT)
+                self._socket.recv(1 << 17)
+        self._socket.settimeout(_TIMEOUT)
 
     def _send(self, messages: Sequence[Message], flags: int) -> int:
         data = bytearray()

@@ -1,8 +1,8 @@
 """nftables over raw netlink: tables, chains, rules, sets and elements, in one transaction.
 
-Only what the network package says with it is here, under the names that nft(8) uses. A :class:`Batch` collects messages;
-:func:`commit` applies all of them or none. Rules are written as expressions (linux/netfilter/nf_tables.h), with data
-passed in 32-bit registers: a key that concatenates fields takes as many as it needs.
+Only what the network package says with it is here, under the names that nft(8) uses. A :class:`Batch` collects
+messages; :func:`commit` applies all of them or none. Rules are written as expressions (linux/netfilter/nf_tables.h),
+with data passed in 32-bit registers: a key that concatenates fields takes as many as it needs.
 """
 
 from __future__ import annotations
@@ -114,8 +114,6 @@ EQ, NEQ, LT, LTE, GT, GTE = range(6)
 
 def meta(what: int, word: int = 0) -> bytes:
     return _expression("meta", be32(2, what), be32(1, _register(word)))
-
-
 
 
 def ct(what: int, word: int = 0) -> bytes:

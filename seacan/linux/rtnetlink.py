@@ -235,9 +235,7 @@ def set_link(
     if hairpin is not None:
         port += u8(IFLA_BRPORT_MODE, int(hairpin))
     if port:
-        body += nested(
-            IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), attr(IFLA_INFO_SLAVE_DATA | 0x8000, port)
-        )
+        body += nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), attr(IFLA_INFO_SLAVE_DATA | 0x8000, port))
         return Message(RTM_NEWLINK, 0, body, f"set up bridge port {index}")
     return Message(RTM_SETLINK, 0, body, f"set up link {name or index}")
 
@@ -479,5 +477,3 @@ def routes(sock: NetlinkSocket) -> list[Route]:
 def slave_count(found: Iterable[Link], master: int) -> int:
     """How many of ``found`` are ports of the bridge ``master``."""
     return sum(1 for one in found if one.master == master)
-
-

@@ -1,4 +1,4 @@
-"""What a container reads about names: the text of /etc/hosts, /etc/resolv.conf and /etc/hostname, as dockerd writes them.
+"""What a container reads about names: /etc/hosts, /etc/resolv.conf and /etc/hostname, as dockerd writes them.
 
 Pure functions: nothing here touches a file or a network.
 """
@@ -58,9 +58,7 @@ def hosts(
     for address, names in (links or {}).items():
         lines.append((address, " ".join(names)))
     own = " ".join((f"{name}.{domain}", name)) if domain else name
-    lines += [
-        (address, own) for endpoint in endpoints for address in (endpoint.address4, endpoint.address6) if address
-    ]
+    lines += [(address, own) for endpoint in endpoints for address in (endpoint.address4, endpoint.address6) if address]
     return "".join(f"{address}\t{names}\n" for address, names in lines)
 
 
@@ -182,5 +180,5 @@ def internal(base: ResolvConf) -> ResolvConf:
 
 
 def upstream(base: ResolvConf) -> tuple[str, ...]:
-    """The servers our resolver forwards to. It asks from the host, so that a loopback server there is as good as any."""
+    """The servers our resolver forwards to. It asks from the host, so a loopback server there is as good as any."""
     return base.nameservers or FALLBACK_SERVERS

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -149,9 +150,7 @@ def allocate_exactly(db: Database, network: str, address: IPAddress, owner: str)
         offset = int(address) - int(subnet.network_address)
         if offset > _LARGEST:
             raise InvalidParameter(f"invalid address {address}: beyond what can be assigned in {subnet}")
-        row = db.execute(
-            "SELECT owner FROM network_address WHERE pool = ? AND offset = ?", (pool, offset)
-        ).fetchone()
+        row = db.execute("SELECT owner FROM network_address WHERE pool = ? AND offset = ?", (pool, offset)).fetchone()
         if row is not None and row[0] is not None:
             raise Forbidden("Address already in use")
         db.execute(
@@ -209,10 +208,8 @@ def choose_subnet(
 def _cut(base: IPNetwork, size: int, version: int, limit: int) -> Iterator[IPNetwork]:
     if base.version != version:
         return
-    for count, subnet in enumerate(base.subnets(new_prefix=max(size, base.prefixlen))):
-        if count >= limit:
-            return
-        yield subnet
+    subnets: Iterator[IPNetwork] = base.subnets(new_prefix=max(size, base.prefixlen))
+    yield from itertools.islice(subnets, limit)
 
 
 def refuse_overlap(taken: Sequence[IPNetwork], subnet: IPNetwork) -> None:
@@ -222,7 +219,7 @@ def refuse_overlap(taken: Sequence[IPNetwork], subnet: IPNetwork) -> None:
         Forbidden: it does, in dockerd's words.
     """
     for other in taken:
-        if other.version == subnet.version and other.overlaps(subnet):  # type: ignore[arg-type]
+        if other.version == subnet.version and other.overlaps(subnet):
             raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
 
 

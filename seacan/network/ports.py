@@ -1,8 +1,9 @@
 """Published ports: what was asked for, resolved to ports of the host that are truly ours.
 
 A port is reserved by a socket that is bound (and, for TCP, listening) for as long as the container runs, so that no
-other program can take it and a conflict is known before anything starts. No packet ever reaches these sockets: nftables
-sends them on before, and a BPF filter drops the rest. Who answers on the port is :mod:`seacan.network.firewall`'s affair.
+other program can take it and a conflict is known before anything starts. No packet ever reaches these sockets:
+nftables sends them on before, and a BPF filter drops the rest. Who answers on the port is the affair of
+:mod:`seacan.network.firewall`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from seacan.network.model import PublishedPort
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": 132}
 _SO_ATTACH_FILTER = 26
 _DROP_ALL = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K, 0
-_DROP_PROGRAM = struct.pack("=HxxxxxxP", 1, ctypes.addressof(_DROP_ALL))
+_DROP_PROGRAM = struct.pack("@HP", 1, ctypes.addressof(_DROP_ALL))
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -130,8 +131,10 @@ class Ports:
         self._last: dict[str, int] = {}
         self._range = _local_range()
 
-    def reserve(self, wanted: Sequence[Wanted]) -> Reservation:
+    def reserve(self, wanted: Sequence[Wanted], targets: Mapping[int, str]) -> Reservation:
         """Choose and hold a port for every entry of ``wanted``, or for none.
+
+        ``targets`` are the container's addresses by IP version, for the words of an error.
 
         Raises:
             System: a port is taken, in dockerd's words.
@@ -141,7 +144,7 @@ class Ports:
             undo.callback(self.release, reservation)
             # Fixed ports first, so that no ephemeral choice takes one of them.
             for one in sorted(wanted, key=lambda one: one.first == 0):
-                self._reserve(one, reservation)
+                self._reserve(one, reservation, targets)
             undo.pop_all()
         order = {(one.port, one.protocol): index for index, one in enumerate(wanted)}
         reservation.ports.sort(key=lambda port: (order[port.port, port.protocol], port.version))
@@ -160,6 +163,15 @@ class Ports:
         if sock is not None:
             reservation.sockets.append(sock)
 
+    def release_some(self, reservation: Reservation, gone: Collection[PublishedPort]) -> None:
+        """Give up only the ports ``gone`` of ``reservation``."""
+        places = {(port.protocol, port.host_ip, port.host_port) for port in gone}
+        mine = [sock for sock in reservation.sockets if _place(sock) in places]
+        kept = [port for port in reservation.ports if port not in gone]
+        sockets = [sock for sock in reservation.sockets if sock not in mine]
+        self.release(Reservation([port for port in reservation.ports if port in gone], mine))
+        reservation.ports[:], reservation.sockets[:] = kept, sockets
+
     def release(self, reservation: Reservation) -> None:
         """Give up everything in ``reservation``."""
         for port in reservation.ports:
@@ -174,11 +186,11 @@ class Ports:
         reservation.ports.clear()
         reservation.sockets.clear()
 
-    def _reserve(self, one: Wanted, into: Reservation) -> None:
+    def _reserve(self, one: Wanted, into: Reservation, targets: Mapping[int, str]) -> None:
         error: System | None = None
         for candidate in self._candidates(one):
             try:
-                sockets = self._try(one, candidate)
+                sockets = self._try(one, candidate, targets)
             except System as refused:
                 error = error or refused
                 continue
@@ -189,7 +201,7 @@ class Ports:
                     PublishedPort(protocol=one.protocol, port=one.port, host_ip=address, host_port=candidate)
                 )
             return
-        if one.first and one.first == one.last and error is not None:
+        if one.first and error is not None:
             raise error
         raise System("all ports are allocated")
 
@@ -204,7 +216,7 @@ class Ports:
             self._last[one.protocol] = port
             yield port
 
-    def _try(self, one: Wanted, port: int) -> list[socket.socket]:
+    def _try(self, one: Wanted, port: int, targets: Mapping[int, str]) -> list[socket.socket]:
         taken = self._taken.get((one.protocol, port), set())
         sockets: list[socket.socket] = []
         try:
@@ -216,9 +228,11 @@ class Ports:
                 except OSError as error:
                     if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and address == "::":
                         continue
+                    target = targets.get(6 if ":" in address else 4) or targets.get(4) or ""
+                    span = str(port) if one.first == one.last else f"{one.first}-{one.last}"
                     raise System(
-                        f"failed to bind host port {_bracket(address)}:{port}/{one.protocol}: "
-                        f"{(error.strerror or str(error)).lower()}"
+                        f"failed to bind host port for {_bracket(address)}:{span}:{_bracket(target)}:{one.port}"
+                        f"/{one.protocol}: {(error.strerror or str(error)).lower()}"
                     ) from error
                 if sock is not None:
                     sockets.append(sock)
@@ -227,6 +241,11 @@ class Ports:
                 sock.close()
             raise
         return sockets
+
+
+def _place(sock: socket.socket) -> tuple[str, str, int]:
+    address, port = sock.getsockname()[:2]
+    return ("udp" if sock.type == socket.SOCK_DGRAM else "tcp"), address, port
 
 
 def _bracket(address: str) -> str:
