@@ -170,8 +170,8 @@ def parse_duration(text: str) -> int:
 
 
 _ULIMITS = frozenset(
-    ("core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss")
-    + ("rtprio", "rttime", "sigpending", "stack")
+    {"core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio"}
+    | {"rttime", "sigpending", "stack"}
 )
 
 
