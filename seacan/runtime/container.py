@@ -710,6 +710,10 @@ class Container:
             raise Unsupported("cannot update a container without a cgroup")
         self.cgroup.apply(resources)
 
+    def has_namespace(self, kind: int) -> bool:
+        """Whether its namespace of that kind (CLONE_NEW*) is not the runtime's."""
+        return bool(self._namespaces & kind)
+
     def processes(self) -> list[int]:
         """The pids, as seen here, of everything in the container."""
         return self.cgroup.processes() if self.cgroup is not None else []
