@@ -32,6 +32,7 @@ from seacan.engine.listing import listing
 from seacan.engine.streams import Client, detach_keys
 from seacan.engine.top import top
 from seacan.errors import InvalidParameter, SeacanError
+from seacan.runtime.logs import ReadOptions
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -90,11 +91,11 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         return no_content()
 
     async def stop(request: web.Request) -> web.StreamResponse:
-        await engine.lifecycle.stop(_name(request), timeout=_timeout(request), signal=_signal(request))
+        await engine.lifecycle.stop(_name(request), patience=_timeout(request), signal=_signal(request))
         return no_content()
 
     async def restart(request: web.Request) -> web.StreamResponse:
-        await engine.lifecycle.restart(_name(request), timeout=_timeout(request), signal=_signal(request))
+        await engine.lifecycle.restart(_name(request), patience=_timeout(request), signal=_signal(request))
         return no_content()
 
     async def kill(request: web.Request) -> web.StreamResponse:
@@ -175,7 +176,8 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         if not stdout and not stderr:
             raise InvalidParameter("Bad parameters: you must choose at least one stream")
         container = engine.containers.get(_name(request))
-        query = logs.LogQuery(
+        tty = container.config.tty
+        options = ReadOptions(
             stdout=stdout,
             stderr=stderr,
             follow=query_bool(request, "follow"),
@@ -183,21 +185,18 @@ def routes(engine: Engine) -> list[web.RouteDef]:
             details=query_bool(request, "details"),
             since=logs.moment("since", request.query.get("since", "")),
             until=logs.moment("until", request.query.get("until", "")),
-            tail=request.query.get("tail", ""),
+            tail=logs.tail(request.query.get("tail", "")),
+            multiplexed=not tty,
         )
-        source = logs.read(engine, container, query)
-        tty = container.config.tty
+        source = logs.read(engine, container, options)
         kind = MULTIPLEXED if not tty and api_version(request) >= (1, 42) else RAW
         response = web.StreamResponse(headers={"Content-Type": kind})
         response.enable_chunked_encoding()
-        try:
-            first = await anext(source, b"")
-            await response.prepare(request)
-            await response.write(first)
-            async for chunk in source:
-                await response.write(chunk)
-        finally:
-            await source.aclose()
+        await response.prepare(request)
+        # The client is to know at once that it will be answered, however long the first line takes.
+        await response.write(b"")
+        async for chunk in source:
+            await response.write(chunk)
         await response.write_eof()
         return response
 

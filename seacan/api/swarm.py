@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from seacan.engine.engine import Engine
 
 _NOT_A_MANAGER = (
-    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and '
-    "try again."
+    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to '
+    "swarm and try again."
 )
 
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from seacan.api.http import api_version, json_response, query_filters, read_json
 from seacan.engine import system
 from seacan.engine.listing import parse_time
-from seacan.engine.system import AuthConfig
+from seacan.engine.login import AuthConfig, login
 from seacan.errors import InvalidParameter
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         return json_response(await system.info(engine))
 
     async def auth(request: web.Request) -> web.StreamResponse:
-        return json_response(await system.login(engine, await read_json(request, AuthConfig)))
+        return json_response(await login(engine, await read_json(request, AuthConfig)))
 
     async def usage(request: web.Request) -> web.StreamResponse:
         kinds = request.query.getall("type", [])

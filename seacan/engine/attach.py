@@ -10,6 +10,7 @@ from seacan.engine import logs
 from seacan.engine.container import Container
 from seacan.engine.streams import Client, Connect
 from seacan.errors import Conflict
+from seacan.runtime.logs import ReadOptions
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -65,13 +66,9 @@ async def hand_over(task: Task, client: Client) -> None:
 
 
 async def _replay(engine: Engine, container: Container, client: Client) -> None:
-    query = logs.LogQuery(stdout=client.stdout, stderr=client.stderr, framed=client.multiplexed)
-    source = logs.read(engine, container, query)
-    try:
-        async for chunk in source:
-            await asyncio.to_thread(_write_all, client.fd, chunk)
-    finally:
-        await source.aclose()
+    options = ReadOptions(stdout=client.stdout, stderr=client.stderr, multiplexed=client.multiplexed)
+    async for chunk in logs.read(engine, container, options):
+        await asyncio.to_thread(_write_all, client.fd, chunk)
 
 
 def _write_all(fd: int, data: bytes) -> None:

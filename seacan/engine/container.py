@@ -214,7 +214,7 @@ class Container:
 
     def tell_removed(self, error: str = "") -> None:
         """Wake everybody: there is nothing left to wait for (or, with ``error``, the removal failed)."""
-        status = ExitStatus(self.state.exit_code, error or self.state.error)
+        status = ExitStatus(self.state.exit_code, error)
         for future in self._removed:
             if not future.done():
                 future.set_result(status)

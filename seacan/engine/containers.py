@@ -1,4 +1,4 @@
-"""The containers of an engine: found, created, renamed, updated, removed. Running them is :mod:`seacan.engine.lifecycle`."""
+"""The containers of an engine: found, created, renamed, updated, removed. :mod:`seacan.engine.lifecycle` runs them."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class Containers:
         self._engine = engine
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, str] = {}
+        self._by_image: dict[str, set[str]] = {}
         self._ids: list[str] = []
         """Sorted, for unique prefixes."""
         self._pruning = False
@@ -111,6 +112,10 @@ class Containers:
             return self._by_id[self._ids[at]]
         raise NotFound(f"No such container: {reference}")
 
+    def of_image(self, image: str) -> list[Container]:
+        """The containers made from the image with this ID."""
+        return [self._by_id[id] for id in self._by_image.get(image, ())]
+
     def find(self, reference: str) -> Container | None:
         try:
             return self.get(reference)
@@ -146,10 +151,12 @@ class Containers:
     def _add(self, container: Container) -> None:
         self._by_id[container.id] = container
         self._by_name[container.name] = container.id
+        self._by_image.setdefault(container.record.image, set()).add(container.id)
         bisect.insort(self._ids, container.id)
 
     def _forget(self, container: Container) -> None:
         self._by_id.pop(container.id, None)
+        self._by_image.get(container.record.image, set()).discard(container.id)
         if self._by_name.get(container.name) == container.id:
             del self._by_name[container.name]
         at = bisect.bisect_left(self._ids, container.id)
@@ -234,6 +241,8 @@ class Containers:
             record.log_path = _log_path(folder, id, host_config)
             undo.callback(engine.volumes.release_all, id)
             record.mounts = await self._mounts(container)
+            if any(point.copy for point in record.mounts):
+                await engine.volumes.populate(record.mounts, engine.snapshots.rootfs(id, read_only=True), id)
             self._set_masks(host_config)
             self.save(container)
             self._add(container)
@@ -248,8 +257,8 @@ class Containers:
         if image.config.architecture in ("", architecture):
             return []
         return [
-            f"The requested image's platform (linux/{image.config.architecture}) does not match the detected host platform "
-            f"(linux/{architecture}) and no specific platform was requested"
+            f"The requested image's platform (linux/{image.config.architecture}) does not match the detected host "
+            f"platform (linux/{architecture}) and no specific platform was requested"
         ]
 
     @staticmethod

@@ -32,7 +32,7 @@ from seacan.engine.execs import Execs
 from seacan.engine.host import host
 from seacan.engine.lifecycle import Lifecycle
 from seacan.engine.options import LIVE, EngineOptions
-from seacan.errors import System
+from seacan.errors import InvalidParameter, System
 from seacan.images.store import ImageUser, open_images
 from seacan.network.networks import Networks
 from seacan.runtime.launcher import Launcher
@@ -85,6 +85,7 @@ class Engine:
             self.images.users = self._image_users
             self.snapshots = self.images.snapshots
             self.volumes = Volumes(data_root / "volumes", self.database, self.launcher, emit=self.events.emit)
+            undo.push_async_callback(self.volumes.close)
             self.networks = Networks(self.database, options, engine_id=self.id)
             await self.networks.start()
             undo.push_async_callback(self.networks.close)
@@ -103,9 +104,8 @@ class Engine:
 
     async def reconfigure(self, options: EngineOptions) -> None:
         """Take over the options that can change while the engine runs (:data:`~seacan.engine.options.LIVE`)."""
-        from seacan.engine import oci
-
-        oci.check_runtimes(options)
+        if options.default_runtime not in ("seacan", "io.containerd.runc.v2", *options.runtimes):
+            raise InvalidParameter(f"specified default runtime '{options.default_runtime}' does not exist")
         changed = {}
         for name in LIVE:
             value = getattr(options, name)
@@ -136,9 +136,7 @@ class Engine:
         return cgroups.open(self.cgroup_path(container))
 
     def _image_users(self, image: str) -> Iterable[ImageUser]:
-        for container in self.containers:
-            if container.record.image == image:
-                yield ImageUser(container.id, container.state.running)
+        return [ImageUser(container.id, container.state.running) for container in self.containers.of_image(image)]
 
     # --- folders -----------------------------------------------------------------------------------------------------
 

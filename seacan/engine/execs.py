@@ -102,8 +102,8 @@ class Execs:
     ) -> Exec:
         """Run a registered command.
 
-        With ``connect`` its streams are joined to that client; whatever goes wrong after it was called is written there,
-        as dockerd does. Without, it runs detached and failures are raised.
+        With ``connect`` its streams are joined to that client; whatever goes wrong after it was called is written
+        there, as dockerd does. Without, it runs detached and failures are raised.
         """
         exec = self.get(id)
         container = exec.container

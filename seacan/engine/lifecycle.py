@@ -1,7 +1,7 @@
-"""A container's life: start, exit, restart, stop, kill, pause. What it was created as is :mod:`seacan.engine.containers`.
+"""A container's life: start, exit, restart, stop, kill, pause. :mod:`seacan.engine.containers` made it.
 
-A start runs as in docs/architecture.md: the shim makes namespaces and mounts while this process reserves addresses; they
-meet when the shim hands over the network namespace. Whatever fails, everything made for the start is undone.
+A start runs as in docs/architecture.md: the shim makes namespaces and mounts while this process reserves addresses;
+they meet when the shim hands over the network namespace. Whatever fails, everything made for the start is undone.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Lifecycle:
         state = container.state
         if state.removing or state.dead or container.id not in self._engine.containers:
             raise Conflict("container is marked for removal and cannot be started")
+        was_restarting = state.restarting
         state.error = ""
         state.exit_code = 0
         state.oom_killed = False
@@ -90,7 +91,8 @@ class Lifecycle:
             for client in container.clients:
                 client.close()
             container.clients.clear()
-            container.tell_stopped()
+            if was_restarting:
+                container.tell_stopped()
             if container.host_config.auto_remove:
                 container.spawn(self._auto_remove(container), "remove")
             raise
@@ -430,8 +432,8 @@ class Lifecycle:
 
     # --- stop, kill, pause -----------------------------------------------------------------------------------------
 
-    async def stop(self, reference: str, *, timeout: int | None = None, signal: str = "") -> None:
-        """Ask a container to end, and make it end after ``timeout`` seconds (negative: wait for ever).
+    async def stop(self, reference: str, *, patience: int | None = None, signal: str = "") -> None:
+        """Ask a container to end, and make it end after ``patience`` seconds (negative: wait for ever).
 
         Raises:
             NotModified: it does not run.
@@ -440,20 +442,20 @@ class Lifecycle:
         number = parse_signal(signal) if signal else self._stop_signal(container)
         if not container.state.running:
             raise NotModified("container is already stopped")
-        await self._stop(container, container.stop_timeout if timeout is None else timeout, number)
+        await self._stop(container, container.stop_timeout if patience is None else patience, number)
 
-    async def _stop(self, container: Container, timeout: int, signal: int) -> None:
+    async def _stop(self, container: Container, patience: int, signal: int) -> None:
         if await self._stop_waiting_restart(container):
             self._engine.containers.emit(container, "stop")
             return
         with container.waiting() as stopped:
-            patience: float | None = timeout if timeout >= 0 else None
+            seconds: float | None = patience if patience >= 0 else None
             try:
                 await self._signal(container, signal)
             except SeacanError as error:
                 log.warning("container %s: %s", container.id, error)
-                patience = 2.0
-            if not container.state.running or await _within(stopped, patience):
+                seconds = 2.0
+            if not container.state.running or await _within(stopped, seconds):
                 self._engine.containers.emit(container, "stop")
                 return
         await self.kill_and_wait(container)
@@ -461,10 +463,11 @@ class Lifecycle:
 
     async def _stop_waiting_restart(self, container: Container) -> bool:
         """Whether the container had ended and only waited for its restart, which then will not happen."""
-        if not container.state.restarting:
+        state = container.state
+        if not state.restarting:
             return False
         async with container.lock:
-            if not container.state.restarting:
+            if state.status != "restarting":
                 return False
             self._cancel_restart(container)
             container.state.manually_stopped = True
@@ -517,13 +520,13 @@ class Lifecycle:
             await self._thaw(container)
         self._engine.containers.emit(container, "kill", signal=str(number))
 
-    async def restart(self, reference: str, *, timeout: int | None = None, signal: str = "") -> None:
+    async def restart(self, reference: str, *, patience: int | None = None, signal: str = "") -> None:
         container = self._engine.containers.get(reference)
         number = parse_signal(signal) if signal else self._stop_signal(container)
         container.restarting_by_hand = True
         try:
             if container.state.running:
-                await self._stop(container, container.stop_timeout if timeout is None else timeout, number)
+                await self._stop(container, container.stop_timeout if patience is None else patience, number)
             async with container.lock:
                 if not container.state.running:
                     container.state.restart_count = 0

@@ -154,10 +154,10 @@ def ports(container: Container, published: Mapping[str, Sequence[docker.PortBind
         bindings = published[port]
         if not bindings:
             result.append({"PrivatePort": number, "Type": protocol})
-        for binding in bindings or []:
-            result.append(
-                {"IP": binding.host_ip, "PrivatePort": number, "PublicPort": int(binding.host_port), "Type": protocol}
-            )
+        result += [
+            {"IP": binding.host_ip, "PrivatePort": number, "PublicPort": int(binding.host_port), "Type": protocol}
+            for binding in bindings or ()
+        ]
     return result
 
 

@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from seacan.engine.container import Record
+from seacan.engine.container import Container, Record
 from seacan.engine.listing import parse_time
-from seacan.errors import InvalidParameter
+from seacan.errors import Conflict, InvalidParameter
 from seacan.runtime.bundle import LogConfig
+from seacan.runtime.logs import ReadOptions
+from seacan.runtime.logs import read as read_log
 
 if TYPE_CHECKING:
     pass
+
+if TYPE_CHECKING:
+    from seacan.engine.engine import Engine
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
 _DEFAULT_LOCAL_SIZE = 20 << 20
 _DEFAULT_LOCAL_FILES = 5
 
 
-class LogQuery(msgspec.Struct, kw_only=True, frozen=True):
-    """What of a log is wanted. Times are nanoseconds since 1970; 0 is no bound. ``framed`` puts Docker's 8-byte header
-    before each line."""
+def read(engine: Engine, container: Container, options: ReadOptions) -> AsyncIterator[bytes]:
+    """A container's log in Docker's framing; with ``follow``, until the container has ended.
 
-    stdout: bool = True
-    stderr: bool = True
-    follow: bool = False
-    timestamps: bool = False
-    details: bool = False
-    since: int = 0
-    until: int = 0
-    tail: str = "all"
-    framed: bool = True
+    Raises:
+        Conflict: the container is being removed. Unsupported: its driver keeps nothing.
+    """
+    if container.state.removing or container.state.dead:
+        raise Conflict("can not get logs from container which is dead or marked for removal")
+    config = log_config(container.record, engine.containers.folder(container))
+    if not options.follow or not container.state.running:
+        return read_log(config, msgspec.structs.replace(options, follow=False))
+    return _follow(container, config, options)
 
-    @property
-    def last(self) -> int:
-        """How many lines from the end; -1 for all."""
-        return int(self.tail) if self.tail.isdecimal() else -1
+
+async def _follow(container: Container, config: LogConfig, options: ReadOptions) -> AsyncIterator[bytes]:
+    ended: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    async def watch() -> None:
+        while container.state.running:
+            with container.waiting() as stopped:
+                await stopped
+        if not ended.done():
+            ended.set_result(None)
+
+    watcher = asyncio.ensure_future(watch())
+    try:
+        async for chunk in read_log(config, options, ended):
+            yield chunk
+    finally:
+        watcher.cancel()
+
+
+def tail(text: str) -> int:
+    """The ``tail`` of a request: how many lines from the end; -1 for all."""
+    return int(text) if text.isdecimal() else -1
 
 
 def moment(name: str, text: str) -> int:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from seacan.engine.config import Model
 from seacan.engine.host import host
 from seacan.engine.listing import listing
 from seacan.engine.times import rfc3339
 from seacan.engine.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, VERSION, dotted
+from seacan.images import listing as images
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -24,18 +24,6 @@ if TYPE_CHECKING:
 _encoder = msgspec.json.Encoder()
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 _INDEX = "https://index.docker.io/v1/"
-
-
-class AuthConfig(Model):
-    """Body of POST /auth."""
-
-    username: str = msgspec.field(default="", name="username")
-    password: str = msgspec.field(default="", name="password")
-    auth: str = msgspec.field(default="", name="auth")
-    email: str = msgspec.field(default="", name="email")
-    server_address: str = msgspec.field(default="", name="serveraddress")
-    identity_token: str = msgspec.field(default="", name="identitytoken")
-    registry_token: str = msgspec.field(default="", name="registrytoken")
 
 
 def encode(value: Any) -> bytes:
@@ -211,7 +199,7 @@ def _warnings(engine: Engine) -> list[str]:
         warnings.append("WARNING: IPv4 forwarding is disabled")
     for listener in engine.options.hosts:
         if listener.startswith("tcp://") and not engine.options.tls:
-            warnings.append(
+            warnings.append(  # noqa: PERF401
                 f"[DEPRECATION NOTICE]: API is accessible on {listener} without encryption.\n"
                 "         Access to the remote API is equivalent to root access on the host. Refer\n"
                 "         to the 'Docker daemon attack surface' section in the documentation for\n"
@@ -256,17 +244,18 @@ async def disk_usage(engine: Engine, kinds: set[str] | None, *, legacy: bool) ->
     wanted = kinds or {"container", "image", "volume", "build-cache"}
     answer: dict[str, Any] = {}
     if "image" in wanted:
-        answer |= await engine.image_usage()
+        summaries = images.summaries(engine.images, all=True, shared_size=True, count_containers=True)
+        answer |= {"LayersSize": images.layers_size(engine.images), "Images": summaries}
     if "container" in wanted:
         answer["Containers"] = await listing(engine, all=True, size=True)
     if "volume" in wanted:
-        answer["Volumes"] = await engine.volume_usage()
+        answer["Volumes"] = [volume.inspect(usage) for volume, usage in await engine.volumes.usage()]
     if "build-cache" in wanted:
-        answer["BuildCache"] = await engine.build_cache_usage()
+        answer["BuildCache"] = []
     if kinds is None:
         answer = {"LayersSize": 0, **answer}
     if legacy:
-        answer.setdefault("BuilderSize", 0)
+        answer["BuilderSize"] = 0
     return answer
 
 
