@@ -60,8 +60,8 @@ def firewall_findings(chains: Iterable[ChainInfo]) -> list[Finding]:
         remedy = f'accept them there ({rule} iifname "seacan0" accept; {rule} oifname "seacan0" accept)'
         if chain.table == "filter" and chain.name == "FORWARD":
             remedy = (
-                "accept them there (iptables -I FORWARD -i seacan0 -j ACCEPT; iptables -I FORWARD -o seacan0 -j ACCEPT), "
-                "with ufw by `ufw route allow`"
+                "accept them there (iptables -I FORWARD -i seacan0 -j ACCEPT; iptables -I FORWARD -o seacan0 -j "
+                "ACCEPT), with ufw by `ufw route allow`"
             )
         findings.append(
             Finding(
@@ -134,7 +134,7 @@ def _legacy_findings() -> list[Finding]:
         if drops:
             findings.append(
                 Finding(
-                    f"the policy of {tool}' chain FORWARD is DROP: it drops containers' packets to and from other hosts",
+                    f"{tool}' chain FORWARD drops by default, and so containers' packets to and from other hosts",
                     f"{tool} -I FORWARD -i seacan0 -j ACCEPT; {tool} -I FORWARD -o seacan0 -j ACCEPT",
                 )
             )
@@ -151,13 +151,11 @@ def _legacy_forward_drops(sock: socket.socket, level: int, ipv4: bool) -> bool:
         if libc.getsockopt(fd, level, option, buffer, ctypes.byref(size)) != 0:
             raise OSError(ctypes.get_errno(), "getsockopt for iptables")
 
-    info = ctypes.create_string_buffer(84)
-    info[0:6] = b"filter"
+    info = ctypes.create_string_buffer(b"filter", 84)
     get(_IPT_SO_GET_INFO, info)
     underflow = struct.unpack_from("=I", info, 36 + 20 + 4 * _HOOK_FORWARD)[0]
     (size,) = struct.unpack_from("=I", info, 80)
-    entries = ctypes.create_string_buffer(40 + size)
-    entries[0:6] = b"filter"
+    entries = ctypes.create_string_buffer(b"filter", 40 + size)
     struct.pack_into("=I", entries, 32, size)
     get(_IPT_SO_GET_ENTRIES, entries)
     # struct ipt_entry: ipt_ip (84) nfcache (4) target_offset (2) …; struct ip6t_entry: ip6t_ip6 (136) nfcache (4) …

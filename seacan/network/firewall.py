@@ -185,11 +185,11 @@ def rules(*, forwarding_is_ours: bool, ports_to_loopback: bool = True) -> list[B
     from4 = _saddr(4), nft.mask(b"\xff\0\0\0"), nft.compare(b"\x7f\0\0\0")
     from6 = _saddr(6), nft.compare(_LOOPBACK6)
     loopbacks: tuple[tuple[int, tuple[bytes, ...]], ...] = ((4, from4), (6, from6))
-    for version, loopback in loopbacks:
+    for version, from_loopback in loopbacks:
         family = nft.NFPROTO_IPV4 if version == 4 else nft.NFPROTO_IPV6
         gateway = nft.meta(nft.META_OIFGROUP, 0), nft.lookup(f"gateway{version}", into=0), nft.snat(family, 0)
-        b.add_rule("postrouting", *_is(version), *loopback, *ours, *gateway)
-        b.add_rule("postrouting", *_is(version), *loopback, *ours, nft.masquerade())
+        b.add_rule("postrouting", *_is(version), *from_loopback, *ours, *gateway)
+        b.add_rule("postrouting", *_is(version), *from_loopback, *ours, nft.masquerade())
     for version in (4, 6):
         family = nft.NFPROTO_IPV4 if version == 4 else nft.NFPROTO_IPV6
         fixed = nft.meta(nft.META_IIFGROUP, 0), nft.lookup(f"snat{version}", into=0), nft.snat(family, 0)

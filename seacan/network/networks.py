@@ -1,7 +1,7 @@
 """Networks: the one way in to everything that connects containers.
 
-:class:`Networks` keeps what the state database, the kernel and the DNS resolver know in step. Decisions and the database
-belong to the event loop's thread; whatever speaks netlink runs in a thread of its own, one change at a time, so that a
+:class:`Networks` keeps what the state database, the kernel and the DNS resolver know in step. Decisions and the
+database belong to the event loop's thread; whatever speaks netlink runs in a thread of its own, one change at a time, so that a
 busy kernel never holds up the API. A change is recorded before it is made and made before it is told; what a crash
 leaves half done is found by :meth:`Networks.recover`.
 """
@@ -48,6 +48,7 @@ from seacan.network.model import (
     ContainerIdentity,
     DescriptorStore,
     Endpoint,
+    IPAddress,
     IPAMPool,
     IPNetwork,
     NetworkSettings,
@@ -334,6 +335,27 @@ class Networks:
             raise NotFound(f"network {reference} not found")
         return found[0]
 
+    def find(self, reference: str) -> NetworkSpec | None:
+        """The network with that very id or name; None if there is none."""
+        return self._networks.get(reference) or self._networks.get(self._names.get(reference, ""))
+
+    def check_settings(self, spec: NetworkSpec, asked: EndpointSettings) -> None:
+        """Find out what can be wrong with a container's wishes in a network before it starts.
+
+        Raises:
+            InvalidParameter: in dockerd's words.
+        """
+        if spec.predefined:
+            _refuse_on_predefined(asked)
+        _check_options(asked.driver_opts or {})
+        if asked.mac_address:
+            _mac(asked.mac_address)
+        for version in (4, 6):
+            wanted = asked.ipam_config
+            text = (wanted.ipv4_address if version == 4 else wanted.ipv6_address) if wanted else ""
+            if text:
+                _static_address(spec, version, text)
+
     def endpoints_in(self, network: str) -> list[Endpoint]:
         """The endpoints in the network with that id."""
         return list(self._members.get(network, {}).values())
@@ -467,7 +489,7 @@ class Networks:
                 raise Forbidden(f'error while removing network: configuration network "{spec.name}" is in use')
             members = self._members.get(spec.id)
             if members:
-                names = ", ".join(f'name:"{one.container_name}" id:"{one.container[:12]}"' for one in members.values())
+                names = ", ".join(f'name:"{one.container_name}" id:"{one.id[:12]}"' for one in members.values())
                 raise Forbidden(f"error while removing network: network {spec.name} has active endpoints ({names})")
             await self._delete(spec)
         return spec
@@ -722,14 +744,7 @@ class Networks:
     def _address(self, spec: NetworkSpec, version: int, text: str, endpoint: str) -> str:
         """Reserve an address, ``text`` if given; empty if the network has none of that IP version."""
         if text:
-            try:
-                address = ipaddress.ip_address(text)
-            except ValueError as error:
-                raise InvalidParameter(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}") from error
-            if address.version != version:
-                raise InvalidParameter(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}")
-            if not any(address in ipaddress.ip_network(pool.subnet) for pool in spec.pools_of(version)):
-                raise InvalidParameter("invalid endpoint settings:\nno configured subnet contains IP address " + text)
+            address = _static_address(spec, version, text)
             found: ipaddress.IPv4Interface | ipaddress.IPv6Interface | None = ipam.allocate_exactly(
                 self._db, spec.id, address, endpoint
             )
@@ -1110,7 +1125,7 @@ class Networks:
         )
         return NameFiles(files.hostname(container.hostname), hosts, resolv)
 
-    # --- what is told of a container -----------------------------------------------------------------------------------
+    # --- what is told of a container -------------------------------------------------------------------------------
 
     def settings(self, container: str, configured: Mapping[str, EndpointSettings], *, pid: int = 0) -> NetworkSettings:
         """Docker's NetworkSettings: ``configured`` is what was asked of each network, ``pid`` of init if it runs."""
@@ -1169,7 +1184,7 @@ class Networks:
                 else "cannot connect container to host network - container must be created in host network mode"
             )
         if any(one.driver == "null" for one in attachment.endpoints):
-            raise Forbidden(
+            raise InvalidParameter(
                 "container cannot be connected to multiple networks with one of the networks in private (none) mode"
             )
         if any(one.network == spec.id for one in attachment.endpoints):
@@ -1327,9 +1342,8 @@ class Networks:
         have = [port for endpoint in attachment.endpoints for port in endpoint.ports]
         for port in ports:
             if port not in have:
-                raise NotFound(
-                    f"container {attachment.identity.name} does not publish {port.host_ip}:{port.host_port}/{port.protocol}"
-                )
+                place = f"{port.host_ip}:{port.host_port}/{port.protocol}"
+                raise NotFound(f"container {attachment.identity.name} does not publish {place}")
         gone = set(ports)
         before = attachment.endpoints
         only = [msgspec.structs.replace(one, ports=tuple(p for p in one.ports if p in gone)) for one in before]
@@ -1452,6 +1466,18 @@ def _mac(text: str) -> str:
 def _split_link(link: str) -> tuple[str, str]:
     name, _, alias = link.partition(":")
     return name, alias or name
+
+
+def _static_address(spec: NetworkSpec, version: int, text: str) -> IPAddress:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise InvalidParameter(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}") from error
+    if address.version != version:
+        raise InvalidParameter(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}")
+    if not any(address in ipaddress.ip_network(pool.subnet) for pool in spec.pools_of(version)):
+        raise InvalidParameter(f"invalid endpoint settings:\nno configured subnet contains IP address {text}")
+    return address
 
 
 def _refuse_on_predefined(asked: EndpointSettings) -> None:
