@@ -24,9 +24,7 @@ def main() -> None:
         text = f"Measured on {machine()}.\n\n" + "\n".join(table.markdown() for table in tables)
         print(text, flush=True)
         sections[name] = text
-    page = [
-        "# Benchmarks\n\n`make bench` writes this page: medians; ours and the peer's runs take turns.\n"
-    ]
+    page = ["# Benchmarks\n\n`make bench` writes this page: medians; ours and the peer's runs take turns.\n"]
     page += [
         f"<!-- begin {name} -->\n{sections[name]}<!-- end {name} -->\n"
         for name in [*MODULES, *sorted(set(sections) - set(MODULES))]

@@ -1,7 +1,7 @@
 """The peers to measure against, where this machine has them: programs of a Debian tree, or of the machine itself.
 
 The tree is looked for in ``$SEACAN_PEERS`` (default ``/opt/peers``). A peer runs in a mount namespace of its own with
-the tree as its root, and on a test host (a network namespace) of its own, so that nothing it does reaches anything else.
+the tree as its root, on a test host (a network namespace) of its own, so that nothing it does reaches anything else.
 """
 
 from __future__ import annotations

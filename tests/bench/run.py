@@ -130,12 +130,12 @@ def _exec(ours: Daemon, peer: Dockerd | None) -> list[Row]:
     for daemon in (ours, peer):
         if daemon is None:
             continue
-        daemon.docker("run", "-d", "--name", "c", "--network", "none", "busybox", "sleep", "1000")
-        calls.append(lambda daemon=daemon: _client(daemon.environment(), "exec", "c", "true"))
+        daemon.docker("run", "-d", "--name", "idle", "--network", "none", "busybox", "sleep", "1000")
+        calls.append(lambda daemon=daemon: _client(daemon.environment(), "exec", "idle", "true"))
     times = alternate(RUNS, *calls)
     for daemon in (ours, peer):
         if daemon is not None:
-            daemon.docker("rm", "-f", "c")
+            daemon.docker("rm", "-f", "idle")
     return [_against(times[0], times[1] if peer else None, "`docker exec c true`", 0.35)]
 
 
