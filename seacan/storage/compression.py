@@ -10,7 +10,7 @@ import bz2
 import lzma
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import IO, Protocol, cast
+from typing import Protocol
 
 import zstandard
 from isal import igzip_lib, isal_zlib
@@ -24,6 +24,7 @@ ReadChunk = Callable[[], bytes]
 """Gives the next bytes of a stream, as many as are at hand; ``b""`` is its end."""
 
 _ZSTD_WINDOW = 128 << 20
+_ZSTD_SLICE = 8 << 10
 _XZ_MEMORY = 256 << 20
 
 
@@ -123,31 +124,32 @@ def _expand_members(kind: Compression, head: bytes, read: ReadChunk) -> Iterator
 
 
 def _expand_zstd(head: bytes, read: ReadChunk) -> Iterator[bytes]:
-    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
-        cast(IO[bytes], _Source(head, read)), read_size=CHUNK, read_across_frames=True
-    )
-    source_open = True
-    while source_open:
+    context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    decoder = context.decompressobj()
+    parts: list[bytes] = []
+    gathered = 0
+    data = memoryview(head)
+    while True:
+        if not data:
+            chunk = read()
+            if not chunk:
+                break
+            data = memoryview(chunk)
+        if decoder.eof:
+            decoder = context.decompressobj()
         try:
-            chunk = reader.read(CHUNK)
+            # A slice's output comes all at once, so slices are small: a block of four bytes can stand for 128 KiB.
+            output = decoder.decompress(data[:_ZSTD_SLICE])
         except zstandard.ZstdError as error:
             raise InvalidParameter(f"zstd stream is broken: {error}") from error
-        source_open = bool(chunk)
-        if chunk:
-            yield chunk
-
-
-class _Source:
-    """A file-like face for zstandard's reader."""
-
-    def __init__(self, head: bytes, read: ReadChunk) -> None:
-        self._rest = head
-        self._read = read
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._rest or self._read()
-        if 0 <= size < len(data):
-            self._rest = data[size:]
-            return data[:size]
-        self._rest = b""
-        return data
+        unused = len(decoder.unused_data) if decoder.eof else 0
+        data = data[min(_ZSTD_SLICE, len(data)) - unused :]
+        parts.append(output)
+        gathered += len(output)
+        if gathered >= CHUNK // 2:
+            yield b"".join(parts)
+            parts, gathered = [], 0
+    if not decoder.eof:
+        raise InvalidParameter("zstd stream ends too early: unexpected EOF")
+    if gathered:
+        yield b"".join(parts)
