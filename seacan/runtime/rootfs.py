@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -480,8 +481,42 @@ def write_procfs(proc: int, path: str, value: str) -> None:
 
 
 def open_bind(plan: MountPlan) -> int:
-    """A detached copy of a bind mount's source."""
-    return k.open_tree(k.AT_FDCWD, plan.source, k.OPEN_TREE_CLONE | (k.AT_RECURSIVE if plan.recursive else 0))
+    """A detached copy of a bind mount's source.
+
+    An option ``subpath=`` names what of the source to take, resolved inside it: a volume's content is hostile. A source
+    below ``/proc/<pid>/root`` lies in that process's mount namespace.
+    """
+    flags = k.OPEN_TREE_CLONE | (k.AT_RECURSIVE if plan.recursive else 0)
+    subpath = next((value for key, value in plan.data if key == "subpath"), None)
+    if subpath:
+        with (
+            _closing(os.open(plan.source, _PATH | os.O_DIRECTORY)) as top,
+            _closing(open_in_root(top, subpath)) as found,
+        ):
+            return k.open_tree(found, "", flags | k.AT_EMPTY_PATH)
+    foreign = _FOREIGN.match(plan.source)
+    if foreign is not None and foreign[1] != "self":
+        return _open_foreign(plan.source, foreign[1], flags)
+    return k.open_tree(k.AT_FDCWD, plan.source, flags)
+
+
+_FOREIGN: Final = re.compile(r"/proc/([0-9]+)/root/")
+
+
+def _open_foreign(source: str, pid: str, flags: int) -> int:
+    """The kernel copies mounts of its caller's namespace only (EINVAL), so go there for the moment of copying."""
+    with (
+        _closing(os.open(source, _PATH)) as found,
+        _closing(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as own,
+        _closing(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as theirs,
+        _closing(os.open(".", _PATH | os.O_DIRECTORY)) as before,
+    ):
+        k.setns(theirs, k.CLONE_NEWNS)
+        try:
+            return k.open_tree(found, "", flags | k.AT_EMPTY_PATH)
+        finally:
+            k.setns(own, k.CLONE_NEWNS)
+            os.fchdir(before)
 
 
 def mount_filesystem(plan: MountPlan) -> int:
