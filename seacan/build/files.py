@@ -109,6 +109,13 @@ class ClampRequest(msgspec.Struct, frozen=True):
     epoch: int
 
 
+class CloneRequest(msgspec.Struct, frozen=True):
+    """Make ``target`` (which does not exist) another folder with the files of ``source``: hard links of them."""
+
+    source: str
+    target: str
+
+
 class Missing(InvalidParameter):
     """A path to copy does not exist."""
 
@@ -126,6 +133,41 @@ def checksum_main(argument: str, fds: Sequence[int]) -> int:
 def clamp_main(argument: str, fds: Sequence[int]) -> int:
     """The worker that clamps times."""
     return worker.answer(_clamp, ClampRequest, argument, fds)
+
+
+def clone_main(argument: str, fds: Sequence[int]) -> int:
+    """The worker that clones a layer's folder."""
+    return worker.answer(_clone, CloneRequest, argument, fds)
+
+
+def _clone(request: CloneRequest, _: Sequence[int]) -> FilesResult:
+    os.mkdir(request.target, 0o700)
+    with _closing(os.open(request.source, _FOLDER)) as source, _closing(os.open(request.target, _FOLDER)) as target:
+        return FilesResult(_clone_folder(source, target))
+
+
+def _clone_folder(source: int, target: int) -> int:
+    count = 0
+    with os.scandir(source) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        count += 1
+        if not is_folder:
+            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+            continue
+        os.mkdir(name, 0o700, dir_fd=target)
+        with (
+            _closing(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=source)) as inner,
+            _closing(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=target)) as copy,
+        ):
+            count += _clone_folder(inner, copy)
+    info = os.fstat(source)
+    os.fchown(target, info.st_uid, info.st_gid)
+    os.fchmod(target, stat.S_IMODE(info.st_mode))
+    for key in os.listxattr(source):
+        os.setxattr(target, key, os.getxattr(source, key))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+    return count
 
 
 def _clamp(request: ClampRequest, _: Sequence[int]) -> FilesResult:

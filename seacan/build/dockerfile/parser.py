@@ -181,7 +181,7 @@ def parse(source: bytes) -> Document:
             raise DockerfileError(
                 f"dockerfile line greater than max allowed size of {LONGEST_LINE}", Range(number, number)
             )
-        return raw.decode("utf-8", "surrogateescape")
+        return raw.decode("utf-8", "replace")
 
     def tidy(raw: str, *, strip: bool) -> tuple[str, bool]:
         text = raw.rstrip("\r\n")

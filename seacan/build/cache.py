@@ -1,0 +1,296 @@
+"""The build cache: what steps have made, found again by the content they were made of.
+
+A result is a folder in overlay's form (``<root>/layers/<id>``), a row that names it, and keys that lead to the row.
+A folder appears here first without a row; the row makes it a result, so a crash leaves nothing but a folder to throw
+away. When an image takes a layer over, its folder moves to the layer store and a symbolic link stays.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seacan.errors import System
+from seacan.storage.database import Database
+from seacan.storage.trash import Trash
+
+_SCHEMA = (
+    """
+    CREATE TABLE build_layers (
+        id TEXT PRIMARY KEY,
+        kind TEXT NOT NULL,
+        description TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        created INTEGER NOT NULL,
+        used INTEGER NOT NULL,
+        uses INTEGER NOT NULL,
+        diff_id TEXT NOT NULL DEFAULT '',
+        parent TEXT NOT NULL DEFAULT ''
+    ) WITHOUT ROWID;
+    CREATE TABLE build_results (
+        key TEXT PRIMARY KEY,
+        layer TEXT NOT NULL REFERENCES build_layers (id) ON DELETE CASCADE
+    ) WITHOUT ROWID;
+    CREATE INDEX build_results_by_layer ON build_results (layer);
+    CREATE TABLE build_checksums (
+        key TEXT PRIMARY KEY,
+        digest TEXT NOT NULL,
+        used INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    """,
+)
+
+KINDS = ("regular", "source.local", "source.git.checkout", "source.http", "exec.cachemount")
+"""What a record can be, in BuildKit's words."""
+
+
+@dataclass(eq=False)
+class Layer:
+    """One folder of a result. ``base`` layers belong to the image store. ``diff_id`` is empty until it is known."""
+
+    id: str
+    path: str
+    diff_id: str = ""
+    size: int = 0
+    base: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry of the cache, as ``docker builder du`` shows it. Times are nanoseconds since 1970, sizes bytes."""
+
+    id: str
+    kind: str
+    description: str
+    size: int
+    created: int
+    used: int
+    uses: int
+    in_use: bool
+    shared: bool
+    parent: str
+
+
+class BuildCache:
+    """Results by key. Called from the event loop's thread; everything here is short."""
+
+    def __init__(self, root: Path, database: Database, trash: Trash) -> None:
+        self.root = root
+        self._database = database
+        self._trash = trash
+        self._busy: Counter[str] = Counter()
+        for name in ("layers", "work", "contexts"):
+            (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        database.migrate("build", _SCHEMA)
+
+    # --- folders ------------------------------------------------------------------------------------------------
+
+    def path(self, id: str) -> str:
+        return str(self.root / "layers" / id)
+
+    def new_folder(self, below: str | None) -> tuple[str, str, str]:
+        """An ID, a folder for what a step changes, and one for overlay's use. The root is like that of ``below``."""
+        id = secrets.token_hex(10)
+        upper, work = self.root / "layers" / id, self.root / "work" / id
+        os.mkdir(upper, 0o755)
+        os.mkdir(work, 0o700)
+        try:
+            _like(below, upper)
+        except OSError as error:
+            self.discard(id)
+            raise System(f"preparing {upper}: {error}") from error
+        return id, str(upper), str(work)
+
+    def discard(self, id: str) -> None:
+        """Throw away a folder that became no result."""
+        self._trash.discard(self.root / "layers" / id)
+        self._trash.discard(self.root / "work" / id)
+
+    def settle(self, id: str) -> None:
+        """The step is over: overlay's own folder goes."""
+        self._trash.discard(self.root / "work" / id)
+
+    # --- results ------------------------------------------------------------------------------------------------
+
+    def find(self, key: str) -> Layer | None:
+        """The result of ``key``, if it is there and its files are. Counts as a use."""
+        row = self._database.execute(
+            "SELECT id, diff_id, size FROM build_results JOIN build_layers ON id = layer WHERE key = ?", (key,)
+        ).fetchone()
+        if row is None:
+            return None
+        path = self.path(row[0])
+        if not os.path.isdir(path):
+            self._database.execute("DELETE FROM build_layers WHERE id = ?", (row[0],))
+            self._trash.discard(Path(path))
+            return None
+        self._database.execute(
+            "UPDATE build_layers SET used = ?, uses = uses + 1 WHERE id = ?", (time.time_ns(), row[0])
+        )
+        return Layer(row[0], path, row[1], row[2])
+
+    def put(
+        self, key: str, id: str, *, kind: str = "regular", description: str = "", size: int = 0, parent: str = ""
+    ) -> Layer:
+        """Make the folder ``id`` the result of ``key``."""
+        now = time.time_ns()
+        with self._database.transaction():
+            self._database.execute(
+                "INSERT INTO build_layers VALUES (?, ?, ?, ?, ?, ?, 1, '', ?) "
+                "ON CONFLICT (id) DO UPDATE SET used = excluded.used, size = excluded.size",
+                (id, kind, description, size, now, now, parent),
+            )
+            self._database.execute("INSERT OR REPLACE INTO build_results VALUES (?, ?)", (key, id))
+        return Layer(id, self.path(id), "", size)
+
+    def set_diff_id(self, layer: Layer, diff_id: str, size: int) -> None:
+        """Remember a layer's digest and the size of its files."""
+        layer.diff_id, layer.size = diff_id, size
+        self._database.execute("UPDATE build_layers SET diff_id = ?, size = ? WHERE id = ?", (diff_id, size, layer.id))
+
+    def moved(self, layer: Layer, target: Path) -> None:
+        """The layer's folder is ``target`` now: a link takes its place, for whoever holds the old path."""
+        link = Path(self.path(layer.id))
+        os.symlink(target, link)
+
+    def find_layer(self, id: str) -> Layer | None:
+        """The record called ``id``."""
+        row = self._database.execute("SELECT diff_id, size FROM build_layers WHERE id = ?", (id,)).fetchone()
+        return None if row is None else Layer(id, self.path(id), row[0], row[1])
+
+    def checksum(self, key: str) -> str | None:
+        """A digest computed earlier, of content that its key determines."""
+        row = self._database.execute("SELECT digest FROM build_checksums WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        self._database.execute("UPDATE build_checksums SET used = ? WHERE key = ?", (time.time_ns(), key))
+        return str(row[0])
+
+    def put_checksum(self, key: str, digest: str) -> None:
+        self._database.execute("INSERT OR REPLACE INTO build_checksums VALUES (?, ?, ?)", (key, digest, time.time_ns()))
+
+    # --- use and removal ----------------------------------------------------------------------------------------
+
+    def hold(self, ids: Iterable[str]) -> None:
+        """Keep records from being pruned while a build uses them."""
+        self._busy.update(ids)
+
+    def release(self, ids: Iterable[str]) -> None:
+        for id in ids:
+            self._busy[id] -= 1
+            if self._busy[id] <= 0:
+                del self._busy[id]
+
+    def records(self) -> list[Record]:
+        """Everything in the cache, newest use first."""
+        rows = self._database.execute(
+            "SELECT id, kind, description, size, created, used, uses, parent FROM build_layers ORDER BY used DESC"
+        ).fetchall()
+        return [
+            Record(
+                row[0],
+                row[1],
+                row[2],
+                row[3],
+                row[4],
+                row[5],
+                row[6],
+                bool(self._busy.get(row[0])),
+                os.path.islink(self.path(row[0])),
+                row[7],
+            )
+            for row in rows
+        ]
+
+    def set_size(self, id: str, size: int) -> None:
+        self._database.execute("UPDATE build_layers SET size = ? WHERE id = ?", (size, id))
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Remove records that nobody uses at the moment; gives the bytes that were theirs alone."""
+        freed = 0
+        for record in self.records():
+            if record.id not in ids or record.in_use:
+                continue
+            self._database.execute("DELETE FROM build_layers WHERE id = ?", (record.id,))
+            path = Path(self.path(record.id))
+            if path.is_symlink():
+                path.unlink()
+            else:
+                self._trash.discard(path)
+                freed += record.size
+            if record.kind.startswith("source.local"):
+                self._trash.discard(self.root / "contexts" / record.id)
+        return freed
+
+    def prune(
+        self,
+        *,
+        all: bool = False,
+        unused_for: int = 0,
+        keep: int = 0,
+        most: int = 0,
+        ids: Sequence[str] = (),
+        kinds: Sequence[str] = (),
+    ) -> tuple[list[str], int]:
+        """Remove what is not in use, longest unused first; gives the IDs and the bytes freed.
+
+        ``unused_for`` (nanoseconds) spares what was used since. ``keep`` and ``most`` (bytes) stop as soon as no more
+        than that is left; 0 is no limit. Without ``all``, what images use is spared too.
+        """
+        records = self.records()
+        left = sum(record.size for record in records)
+        limit = max(keep, most)
+        now = time.time_ns()
+        gone: list[str] = []
+        freed = 0
+        for record in reversed(records):
+            if limit and left <= limit:
+                break
+            if record.in_use or (record.shared and not all) or now - record.used < unused_for:
+                continue
+            if ids and not any(record.id.startswith(each) for each in ids):
+                continue
+            if kinds and record.kind not in kinds:
+                continue
+            freed += self.remove([record.id])
+            left -= record.size
+            gone.append(record.id)
+        if not records or all:
+            self._database.execute("DELETE FROM build_checksums WHERE used < ?", (now - unused_for,))
+        return gone, freed
+
+    def recover(self) -> None:
+        """After a start: folders without a row are what a killed build was making."""
+        known = {row[0] for row in self._database.execute("SELECT id FROM build_layers")}
+        for name in os.listdir(self.root / "layers"):
+            path = self.root / "layers" / name
+            if name not in known:
+                if path.is_symlink():
+                    path.unlink()
+                else:
+                    self._trash.discard(path)
+        for name in os.listdir(self.root / "work"):
+            self._trash.discard(self.root / "work" / name)
+        for name in os.listdir(self.root / "contexts"):
+            if name not in known:
+                self._trash.discard(self.root / "contexts" / name)
+
+
+def _like(source: str | None, target: Path) -> None:
+    """The root of a mounted overlay has its upper folder's attributes, so these must be those of what is below."""
+    if source is None:
+        os.utime(target, ns=(0, 0))
+        return
+    info = os.stat(source)
+    os.chown(target, info.st_uid, info.st_gid)
+    os.chmod(target, stat.S_IMODE(info.st_mode))
+    for name in os.listxattr(source):
+        if not name.startswith(("trusted.overlay.", "user.overlay.")):
+            os.setxattr(target, name, os.getxattr(source, name))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
