@@ -20,6 +20,7 @@ from seacan.cli.output import (
     human_size,
     local_time,
     short_id,
+    tabulate,
     write_inspect,
     write_rows,
 )
@@ -344,14 +345,7 @@ def inspect_all(names: Sequence[str], fetch: Callable[[str], Any], form: str) ->
 def top(client: Client, arguments: list[str]) -> None:
     """Display the running processes of a container"""
     answer = client.get(f"/containers/{arguments[0]}/top", ps_args=" ".join(arguments[1:]))
-    # docker sets these columns with 20 as the least width.
-    widths = [20] * len(answer["Titles"])
-    lines = [answer["Titles"], *(answer["Processes"] or [])]
-    for line in lines:
-        widths = [max(width, len(cell) + 1) for width, cell in zip(widths, line, strict=False)]
-    for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
-        print("".join(cells).rstrip() if line is not lines[0] else "".join(cells))
+    sys.stdout.write(tabulate([answer["Titles"], *(answer["Processes"] or [])], least=20))
 
 
 @command("port", "CONTAINER [PRIVATE_PORT[/PROTO]]", least=1, most=2, complete="running")

@@ -14,17 +14,17 @@ from seacan.cli.template import FUNCTIONS, Template, TemplateError, go_json
 Row = Mapping[str, Any]
 """One object's columns by their template names; a callable is a method with arguments."""
 
-_PADDING, _MIN_WIDTH = 3, 10
+_PADDING = 3
 
 
-def tabulate(lines: Iterable[Sequence[str]]) -> str:
-    """Columns aligned as Go's tabwriter does with docker's settings: at least 10 wide, 3 apart, the last as is."""
+def tabulate(lines: Iterable[Sequence[str]], *, least: int = 10) -> str:
+    """Columns aligned as Go's tabwriter does with docker's settings: ``least`` wide, 3 apart, the last as it is."""
     table = [list(line) for line in lines]
     widths: list[int] = []
     for line in table:
         for index, cell in enumerate(line[:-1]):
             if index == len(widths):
-                widths.append(_MIN_WIDTH)
+                widths.append(least)
             widths[index] = max(widths[index], len(cell) + _PADDING)
     return "".join(
         "".join(cell.ljust(widths[index]) for index, cell in enumerate(line[:-1])) + (line[-1] if line else "") + "\n"

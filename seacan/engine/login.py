@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -40,7 +41,11 @@ async def login(engine: Engine, config: AuthConfig) -> dict[str, str]:
     host = _host(config.serveraddress)
     schemes = ["https", "http"] if _insecure(host, engine.options.insecure_registries) else ["https"]
     credentials = aiohttp.BasicAuth(config.username, config.password)
-    connector = aiohttp.TCPConnector(ssl=len(schemes) == 1)
+    # A context of its own: the daemon imports aiohttp without the system's CA certificates.
+    trust = ssl.create_default_context()
+    if len(schemes) > 1:
+        trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+    connector = aiohttp.TCPConnector(ssl=trust)
     async with aiohttp.ClientSession(
         connector=connector, timeout=aiohttp.ClientTimeout(total=_TIMEOUT), trust_env=True
     ) as session:
