@@ -74,6 +74,8 @@ class ShimConfig(msgspec.Struct, frozen=True):
     stdin_once: bool = False
     seccomp: str | None = None
     """Path of the compiled BPF program; then ``linux.seccomp`` is left out of ``config.json``."""
+    seccomp_flags: int = 0
+    """SECCOMP_FILTER_FLAG_* to load it with."""
     external: ExternalRuntime | None = None
 
 

@@ -1,8 +1,9 @@
 """One container's shim: the parent of its init, holder of its streams, and the only process of ours it depends on.
 
-Forked from the launcher with everything imported; one thread, one epoll loop. It makes the container, reports
-``Created``, serves the daemon's requests (:mod:`seacan.runtime.protocol`) on the channel it was born with and on
-``shim.sock`` in the bundle, records the exit, and ends. It outlives daemon and launcher.
+Forked from the launcher with everything imported; one thread, one epoll loop. It has the container made
+(:mod:`seacan.runtime.maker`), reports ``Created``, serves the daemon's requests (:mod:`seacan.runtime.protocol`) on
+the channel it was born with and on ``shim.sock`` in the bundle, records the exit, and ends. It outlives daemon and
+launcher.
 
 What it does not do: decide anything. Restarts, networks, health and names are the daemon's.
 """
@@ -21,12 +22,11 @@ from typing import TypedDict
 
 import msgspec
 
-from seacan.cgroups.cgroup import OOMWatch
-from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError
+from seacan.errors import Conflict, InvalidParameter, NotFound, RuntimeFailed, SeacanError
 from seacan.linux.syscalls import PR_SET_CHILD_SUBREAPER, prctl
-from seacan.runtime import packets, spec
+from seacan.runtime import maker, packets, spec
 from seacan.runtime.bundle import Exit, ShimConfig
-from seacan.runtime.container import Container, Stdio
+from seacan.runtime.container import Stdio
 from seacan.runtime.logs.writer import LogWriter
 from seacan.runtime.loop import GONE, READ, WRITE, Loop
 from seacan.runtime.protocol import (
@@ -70,6 +70,7 @@ _MAX_OWED = 4096
 
 _decode_config = msgspec.json.Decoder(ShimConfig).decode
 _decode_request = msgspec.json.Decoder(ToShim).decode
+_decode_made = msgspec.json.Decoder(maker.FromMaker).decode
 
 
 class _Daemon:
@@ -100,20 +101,39 @@ def main(bundle: str, fds: Sequence[int]) -> int:
     return Shim(bundle, socket.socket(fileno=fds[0])).run()
 
 
+class _Execution:
+    """An exec that is being made."""
+
+    __slots__ = ("channel", "daemon", "fds", "pipes", "request")
+
+    def __init__(self, channel: socket.socket, daemon: _Daemon, request: Exec, fds: list[int], pipes: _Pipes) -> None:
+        self.channel = channel
+        self.daemon = daemon
+        self.request = request
+        self.fds = fds
+        self.pipes = pipes
+
+
 class Shim:
     def __init__(self, bundle: str, daemon: socket.socket) -> None:
         self._bundle = bundle
         self._loop = Loop(self._callback_failed)
         self._daemons: list[_Daemon] = []
         self._config: ShimConfig
-        self._container: Container | None = None
-        self._seccomp: bytes | None = None
+        self._maker: socket.socket | None = None
+        """The channel to the process that makes the container, until that has started it."""
+        self._pipes: _Pipes
+        self._starter: tuple[_Daemon, int] | None = None
+        """Who asked for the start, until it is answered."""
+        self._created: Created | None = None
+        self._sandbox_fds: list[int] = []
         self._own_pids = True
-        self._terminal = False
         self._log: LogWriter | None = None
-        self._oom: OOMWatch | None = None
-        self._oom_killed = False
+        self._oom = -1
+        self._oom_counter = -1
+        self._oom_kills = 0
         self._init: _Process | None = None
+        self._making: list[_Execution] = []
         self._execs: dict[str, _Process] = {}
         self._untold: dict[str, Exit] = {}
         """Ends of execs that no daemon has noted."""
@@ -124,86 +144,105 @@ class Shim:
         self._finished = False
         self._undone = False
         self._listener: socket.socket | None = None
+        self._wake = -1
         self._serve(daemon)
 
     # --- life -------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.siginterrupt(signal.SIGCHLD, False)
-        self._loop.watch(wake, READ, lambda events: self._children(wake))
+        self._loop.watch(self._wake, READ, lambda events: self._children())
         try:
             self._create()
-        except SeacanError as error:
-            return self._never_was(error.message, error.exit_code if isinstance(error, RuntimeFailed) else 128)
-        except OSError as error:
-            return self._never_was(f"failed to create shim task: {error}", 128)
+        except (SeacanError, OSError, msgspec.DecodeError) as error:
+            self._never_was(f"failed to create shim task: {error}", 128)
         while not self._finished or self._flushing():
             self._loop.turn()
         return 0
 
     def _create(self) -> None:
-        with open(f"{self._bundle}/shim.json", "rb") as file:
+        with open(f"{self._bundle}/shim.json", "rb", buffering=0) as file:
             config = self._config = _decode_config(file.read())
-        with open(f"{self._bundle}/config.json", "rb") as file:
-            oci = spec.decode_spec(file.read())
-        if config.seccomp is not None:
-            with open(config.seccomp, "rb") as file:
-                self._seccomp = file.read()
+        # Whether there will be a terminal instead stands in the OCI configuration, which is the maker's to read.
+        pipes = self._pipes = _Pipes(config.open_stdin, True, True)
+        self._maker = maker.fork(lambda shim: maker.make(shim, self._bundle, config, pipes.theirs))
+        self._loop.watch(self._maker.fileno(), READ, lambda events: self._hear_maker())
         self._listener = packets.listen(self._bundle, SOCKET)
         self._loop.watch(self._listener.fileno(), READ, lambda events: self._accept())
-        process = oci.process
-        self._terminal = process is not None and process.terminal
-        namespaces = oci.linux.namespaces if oci.linux is not None else []
-        self._own_pids = any(namespace.type == "pid" and not namespace.path for namespace in namespaces)
         if config.log.driver != "none":
             self._log = LogWriter(config.log)
-        with _Pipes(self._terminal, config.open_stdin, True, True) as pipes:
-            self._container = Container.create(
-                config.id,
-                self._bundle,
-                oci,
-                root=os.path.dirname(self._bundle),
-                stdio=pipes.theirs,
-                rootfs=config.rootfs,
-                seccomp=self._seccomp,
-                on_sandbox=self._sandbox,
-            )
-            console, self._container.console = self._container.console, None
-            streams = Streams(
-                self._loop,
-                **pipes.ours(console, config.open_stdin),
-                terminal=self._terminal,
-                closes_stdin=config.stdin_once,
-                log=self._log,
-                on_detach=lambda: self._tell(ClientDetached()),
-                on_ended=self._progress,
-            )
-        self._init = _Process(self._container.pid, streams)
-        if self._container.cgroup is not None:
-            self._oom = self._container.cgroup.watch_oom()
-            if self._oom is not None:
-                self._loop.watch(self._oom.fileno(), READ, lambda events: self._check_oom())
 
-    def _sandbox(self, container: Container) -> None:
-        message, fds = self._created(container)
-        self._tell(message, fds)
+    def _hear_maker(self) -> None:
+        """Take what the process that makes the container has to say, up to its end."""
+        while self._maker is not None:
+            try:
+                packet = packets.receive(self._maker)
+            except BlockingIOError:
+                return
+            if packet is None:
+                refused = maker.Refused("the process that made the container died", 128)
+                self._maker_ends(None if self._started else refused)
+                return
+            data, fds = packet
+            message = _decode_made(data)
+            if isinstance(message, maker.Sandboxed):
+                self._sandbox_fds = fds
+                self._created = Created(pid=message.pid, network=len(fds) == 3)
+                self._tell(self._created, fds)
+            elif isinstance(message, maker.Made):
+                self._made(message, fds)
+            elif isinstance(message, maker.Begun):
+                self._started = True
+                if self._starter is not None:
+                    self._answer(self._starter[0], Done(seq=self._starter[1]))
+                    self._starter = None
+            else:
+                self._maker_ends(message)
 
-    @staticmethod
-    def _created(container: Container) -> tuple[Created, list[int]]:
-        fds = [container.pidfd]
-        if container.netns is not None and container.rtnl is not None:
-            fds += [container.netns, container.rtnl]
-        return Created(pid=container.pid, network=len(fds) == 3), fds
+    def _maker_ends(self, refused: maker.Refused | None) -> None:
+        assert self._maker is not None
+        self._loop.forget(self._maker.fileno())
+        self._maker.close()
+        self._maker = None
+        if refused is None:
+            return
+        if self._starter is not None:
+            daemon, seq = self._starter
+            self._answer(daemon, Failed(seq=seq, message=refused.message, exit_code=refused.exit_code))
+            self._finish()
+        else:
+            self._never_was(refused.message, refused.exit_code)
 
-    def _never_was(self, message: str, exit_code: int) -> int:
+    def _made(self, message: maker.Made, fds: list[int]) -> None:
+        self._own_pids = message.own_pids
+        console = fds.pop(0) if message.console else None
+        if message.oom:
+            self._oom, self._oom_counter = fds
+            os.set_blocking(self._oom, False)
+            self._loop.watch(self._oom, READ, lambda events: self._check_oom())
+        streams = Streams(
+            self._loop,
+            **self._pipes.ours(console, self._config.open_stdin),
+            terminal=console is not None,
+            closes_stdin=self._config.stdin_once,
+            log=self._log,
+            on_detach=lambda: self._tell(ClientDetached()),
+            on_ended=self._progress,
+        )
+        self._pipes.close()
+        self._init = _Process(message.pid, streams)
+        for daemon in self._daemons:
+            self._loop.change(daemon.channel.fileno(), READ | (WRITE if daemon.owed else 0))
+
+    def _never_was(self, message: str, exit_code: int) -> None:
         """Creation failed, and the runtime has undone it."""
         self._tell(Failed(seq=0, message=message, exit_code=exit_code))
-        self._unlink_socket()
-        return 1
+        self._undone = True
+        self._finish()
 
     def _flushing(self) -> bool:
         """Clients that are behind still get the rest."""
@@ -218,14 +257,11 @@ class Shim:
 
     def _undo(self) -> None:
         """Take the container off the system. Once."""
-        if self._undone or self._container is None:
+        if self._undone:
             return
         self._undone = True
-        if self._oom is not None:
-            self._loop.forget(self._oom.fileno())
-            self._oom.close()
         try:
-            self._container.delete(force=True)
+            maker.remove(self._bundle, self._config)
         except (SeacanError, OSError) as error:
             with contextlib.suppress(OSError):
                 os.write(2, f"cannot remove what container {self._config.id} has left: {error}\n".encode())
@@ -247,6 +283,11 @@ class Shim:
             self._noted(exec_id, False)
         if self._init is not None:
             self._init.streams.end_clients()
+        for fd in (self._oom, *self._sandbox_fds):
+            if fd >= 0:
+                self._loop.forget(fd)
+                os.close(fd)
+        self._sandbox_fds.clear()
         self._undo()
         for daemon in tuple(self._daemons):
             self._drop(daemon)
@@ -265,7 +306,9 @@ class Shim:
         daemon = _Daemon(packets.prepare(connection))
         self._daemons.append(daemon)
         self._loop.cancel(self._orphaned)
-        self._loop.watch(connection.fileno(), READ, lambda events: self._daemon_ready(daemon, events))
+        # Requests wait until there is something to ask of.
+        events = READ if self._init is not None else 0
+        self._loop.watch(connection.fileno(), events, lambda events: self._daemon_ready(daemon, events))
 
     def _daemon_ready(self, daemon: _Daemon, events: int) -> None:
         if events & WRITE:
@@ -284,21 +327,27 @@ class Shim:
         if isinstance(request, Noted):
             self._noted(request.exec_id)
             return
+        answer: FromShim | None
+        answered: Sequence[int] = ()
         try:
-            message, answered = self._serve_request(request, fds)
+            answer, answered = self._serve_request(daemon, request, fds)
         except RuntimeFailed as error:
-            message, answered = Failed(seq=request.seq, message=error.message, exit_code=error.exit_code), []
+            answer = Failed(seq=request.seq, message=error.message, exit_code=error.exit_code)
         except (SeacanError, OSError) as error:
-            message, answered = Failed(seq=request.seq, message=str(error)), []
-        except Exception:
+            answer = Failed(seq=request.seq, message=str(error))
+        except Exception as error:
             self._callback_failed(-1)
-            message, answered = Failed(seq=request.seq, message=f"internal error: {traceback.format_exc()}"), []
+            answer = Failed(seq=request.seq, message=f"internal error: {error!r}")
         finally:
             packets.close_all(fds)
-        if daemon in self._daemons:
-            self._send(daemon, message, answered)
-        if isinstance(request, Abandon) or (isinstance(request, Start) and isinstance(message, Failed)):
+        if answer is not None:
+            self._answer(daemon, answer, answered)
+        if isinstance(request, Abandon):
             self._finish()
+
+    def _answer(self, daemon: _Daemon, message: FromShim, fds: Sequence[int] = ()) -> None:
+        if daemon in self._daemons:
+            self._send(daemon, message, fds)
 
     def _drop(self, daemon: _Daemon) -> None:
         if daemon not in self._daemons:
@@ -354,19 +403,22 @@ class Shim:
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    def _serve_request(self, request: ToShim, fds: list[int]) -> tuple[FromShim, Sequence[int]]:
-        """Carry a request out. It empties ``fds`` of those it keeps; the caller closes the others."""
-        container = self._container
-        assert container is not None and self._init is not None and not isinstance(request, Noted)
+    def _serve_request(self, daemon: _Daemon, request: ToShim, fds: list[int]) -> tuple[FromShim | None, Sequence[int]]:
+        """Carry a request out, or begin to (None). It empties ``fds`` of what it keeps; the caller closes the rest."""
+        assert not isinstance(request, Noted)
         if isinstance(request, Start):
-            container.start()
-            self._started = True
-        elif isinstance(request, Attach):
+            if self._maker is None or self._starter is not None:
+                raise Conflict("cannot start an already running container")
+            packets.send(self._maker, maker.Begin())
+            self._starter = (daemon, request.seq)
+            return None, ()
+        if isinstance(request, Attach):
             self._attach(self._process(request.exec_id), request, fds)
         elif isinstance(request, Exec):
-            return ExecStarted(seq=request.seq, pid=self._exec(container, request, fds)), ()
+            self._exec(daemon, request, fds)
+            return None, ()
         elif isinstance(request, Signal):
-            self._signal(container, request)
+            self._signal(request)
         elif isinstance(request, Resize):
             self._process(request.exec_id).streams.resize(request.height, request.width)
         elif isinstance(request, Keep):
@@ -377,7 +429,7 @@ class Shim:
         elif isinstance(request, Fetch):
             return Done(seq=request.seq), self._kept.get(request.name, ())
         elif isinstance(request, Describe):
-            return self._describe(container, request.seq)
+            return self._describe(request.seq), self._sandbox_fds
         elif isinstance(request, Abandon):
             self._abandon()
         return Done(seq=request.seq), ()
@@ -404,59 +456,101 @@ class Shim:
         if process.reported:
             process.streams.end_clients()
 
-    def _exec(self, container: Container, request: Exec, fds: list[int]) -> int:
+    def _exec(self, daemon: _Daemon, request: Exec, fds: list[int]) -> None:
         exec_id = request.exec_id
         if not exec_id or not exec_id.replace("-", "").replace("_", "").isalnum() or exec_id in self._execs:
             raise InvalidParameter(f"exec {exec_id!r} cannot be started")
+        if self._init is None or self._init.exit is not None:
+            raise RuntimeFailed("cannot exec in a stopped container")
         path = f"{self._bundle}/exec-{exec_id}.json"
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             process = spec.decode_process(file.read())
         os.unlink(path)
-        with _Pipes(process.terminal, request.stdin, request.stdout, request.stderr) as pipes:
-            running = container.exec(process, pipes.theirs, seccomp=self._seccomp)
-            os.close(running.pidfd)
-            streams = Streams(
-                self._loop,
-                **pipes.ours(running.console, request.stdin),
-                terminal=process.terminal,
-                closes_stdin=True,
-                on_detach=lambda: self._tell(ClientDetached(exec_id=exec_id)),
-                on_ended=self._progress,
+        pipes = _Pipes(request.stdin, request.stdout, request.stderr)
+        try:
+            channel = maker.fork(lambda shim: maker.run_exec(shim, self._bundle, self._config, process, pipes.theirs))
+        except OSError:
+            pipes.close()
+            raise
+        execution = _Execution(channel, daemon, request, fds[:], pipes)
+        fds.clear()
+        self._making.append(execution)
+        self._loop.watch(channel.fileno(), READ, lambda events: self._hear_execution(execution))
+
+    def _hear_execution(self, execution: _Execution) -> None:
+        try:
+            packet = packets.receive(execution.channel)
+        except BlockingIOError:
+            return
+        self._making.remove(execution)
+        self._loop.forget(execution.channel.fileno())
+        execution.channel.close()
+        request = execution.request
+        message = None if packet is None else _decode_made(packet[0])
+        if not isinstance(message, maker.Made):
+            execution.pipes.close()
+            packets.close_all(execution.fds)
+            refused = message if isinstance(message, maker.Refused) else None
+            self._answer(
+                execution.daemon,
+                Failed(
+                    seq=request.seq,
+                    message=refused.message if refused is not None else "the process that made the exec died",
+                    exit_code=refused.exit_code if refused is not None else 128,
+                ),
             )
-        record = self._execs[exec_id] = _Process(running.pid, streams)
-        if fds:
-            self._attach(record, request, fds)
-        return running.pid
+            self._progress()
+            return
+        exec_id = request.exec_id
+        streams = Streams(
+            self._loop,
+            **execution.pipes.ours(packet[1][0] if packet and message.console else None, request.stdin),
+            terminal=message.console,
+            closes_stdin=True,
+            on_detach=lambda: self._tell(ClientDetached(exec_id=exec_id)),
+            on_ended=self._progress,
+        )
+        execution.pipes.close()
+        record = self._execs[exec_id] = _Process(message.pid, streams)
+        if execution.fds:
+            try:
+                self._attach(record, request, execution.fds)
+            except (SeacanError, OSError) as error:
+                os.write(2, f"exec {exec_id}: cannot attach: {error}\n".encode())
+                packets.close_all(execution.fds)
+        self._answer(execution.daemon, ExecStarted(seq=request.seq, pid=message.pid))
 
-    def _signal(self, container: Container, request: Signal) -> None:
+    def _signal(self, request: Signal) -> None:
+        """To a process that has ended it is nothing."""
+        if request.everyone:
+            self._kill_everyone(request.signal)
+            return
+        process = self._process(request.exec_id)
+        if process.exit is not None:
+            return
         if request.exec_id:
-            process = self._process(request.exec_id)
-            if process.exit is None:  # not reaped, so the number is still its own
-                os.kill(process.pid, request.signal)
-        elif self._init is not None and self._init.exit is None:  # a process that has ended takes no signal
-            container.kill(request.signal, everyone=request.everyone)
+            os.kill(process.pid, request.signal)  # not reaped, so the number is still its own
+        else:
+            signal.pidfd_send_signal(self._sandbox_fds[0], request.signal)
 
-    def _describe(self, container: Container, seq: int) -> tuple[FromShim, Sequence[int]]:
-        created, fds = self._created(container)
-        assert self._init is not None
-        return (
-            Description(
-                seq=seq,
-                pid=created.pid,
-                started=self._started,
-                network=created.network,
-                execs={exec_id: process.pid for exec_id, process in self._execs.items() if process.exit is None},
-                ended_execs=dict(self._untold),
-                exit=self._init.exit if self._init.reported else None,
-            ),
-            fds,
+    def _kill_everyone(self, number: int) -> None:
+        maker.fork(lambda shim: maker.kill_everyone(shim, self._bundle, self._config, number)).close()
+
+    def _describe(self, seq: int) -> FromShim:
+        assert self._created is not None and self._init is not None
+        return Description(
+            seq=seq,
+            pid=self._created.pid,
+            started=self._started,
+            network=self._created.network,
+            execs={exec_id: process.pid for exec_id, process in self._execs.items() if process.exit is None},
+            ended_execs=dict(self._untold),
+            exit=self._init.exit if self._init.reported else None,
         )
 
     def _abandon(self) -> None:
-        assert self._init is not None and self._container is not None
-        if self._init.exit is None:
-            self._container.kill(signal.SIGKILL, everyone=True)
-        self._init.streams.close()
+        if self._init is not None:
+            self._init.streams.close()
         for process in self._execs.values():
             process.streams.close()
         self._close_log()
@@ -464,8 +558,12 @@ class Shim:
 
     # --- children ---------------------------------------------------------------------------------------------
 
-    def _children(self, wake: int) -> None:
-        os.read(wake, 4096)
+    def _children(self) -> None:
+        os.read(self._wake, 4096)
+        # What a maker has said before it ended comes first: it may be about the very process that is reaped now.
+        self._hear_maker()
+        for execution in tuple(self._making):
+            self._hear_execution(execution)
         while True:
             try:
                 child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
@@ -485,11 +583,10 @@ class Shim:
         exit = Exit(exit_code=128 + status if killed else status, at=time.time_ns(), signal=status if killed else 0)
         if init is not None and pid == init.pid:
             self._check_oom()
-            init.exit = msgspec.structs.replace(exit, oom_killed=self._oom_killed)
-            if not self._own_pids and self._container is not None:
+            init.exit = msgspec.structs.replace(exit, oom_killed=self._oom_kills > 0)
+            if not self._own_pids:
                 # Nothing else would end them: there is no PID namespace to go with its init.
-                with contextlib.suppress(SeacanError, ProcessLookupError):
-                    self._container.kill(signal.SIGKILL, everyone=True)
+                self._kill_everyone(signal.SIGKILL)
             self._process_ended(init)
             return
         for process in self._execs.values():
@@ -505,8 +602,17 @@ class Shim:
         self._progress()
 
     def _check_oom(self) -> None:
-        if self._oom is not None and self._oom.killed():
-            self._oom_killed = True
+        if self._oom < 0:
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._oom, 4096)
+        try:
+            counters = os.pread(self._oom_counter, 4096, 0).split()
+        except OSError:  # the cgroup is gone
+            return
+        kills = int(counters[counters.index(b"oom_kill") + 1]) if b"oom_kill" in counters else 0
+        if kills > self._oom_kills:
+            self._oom_kills = kills
             self._tell(OutOfMemory())
 
     # --- ends -------------------------------------------------------------------------------------------------
@@ -525,21 +631,16 @@ class Shim:
             and init.exit is not None
             and init.streams.output_ended
             and not init.reported
+            and not self._making
             and all(process.reported for process in self._execs.values())
         ):
             init.reported = True
             self._close_log()
-            self._record(init.exit)
+            maker.record(self._bundle, init.exit)
             self._tell(Exited(exit=init.exit))
             self._loop.later(_NOTED_GRACE, self._finish_exit)
         if not self._daemons:
             self._nobody_to_note()
-
-    def _record(self, exit: Exit) -> None:
-        path = f"{self._bundle}/exit.json"
-        with open(f"{path}.tmp", "wb") as file:
-            file.write(msgspec.json.encode(exit))
-        os.rename(f"{path}.tmp", path)
 
     def _close_log(self) -> None:
         if self._log is not None:
@@ -574,18 +675,18 @@ class _Ends(TypedDict):
 
 
 class _Pipes:
-    """The standard streams of a process about to be made: nothing at all on a terminal."""
+    """The standard streams of a process about to be made; on a terminal they stay unused."""
 
-    def __init__(self, terminal: bool, stdin: bool, stdout: bool, stderr: bool) -> None:
+    def __init__(self, stdin: bool, stdout: bool, stderr: bool) -> None:
         self._ours: dict[int, int] = {}
         self._theirs: dict[int, int] = {}
         try:
             for number, wanted in ((0, stdin), (STDOUT, stdout), (STDERR, stderr)):
-                if wanted and not terminal:
+                if wanted:
                     reader, writer = os.pipe2(os.O_CLOEXEC)
                     self._ours[number], self._theirs[number] = (writer, reader) if number == 0 else (reader, writer)
         except OSError:
-            self.__exit__()
+            self.close()
             raise
 
     @property
@@ -595,15 +696,15 @@ class _Pipes:
 
     def ours(self, console: int | None, open_stdin: bool) -> _Ends:
         """What to give to :class:`Streams`, which then owns it."""
-        ends, self._ours = self._ours, {}
         if console is not None:
             return {"stdin": console if open_stdin else -1, "outputs": {STDOUT: console}}
+        ends, self._ours = self._ours, {}
         stdin = ends.pop(0, -1)
         return {"stdin": stdin, "outputs": ends}
 
-    def __enter__(self) -> _Pipes:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
+    def close(self) -> None:
+        """Close what nobody owns by now."""
         for fd in (*self._ours.values(), *self._theirs.values()):
             os.close(fd)
+        self._ours.clear()
+        self._theirs.clear()

@@ -43,7 +43,7 @@ from seacan.runtime.protocol import (
 )
 
 SHIM = "seacan.runtime.shim:main"
-CLEANUP = "seacan.runtime.shim:clean_up"
+CLEANUP = "seacan.runtime.maker:clean_up"
 
 Event = Exited | ExecExited | ClientDetached | OutOfMemory
 

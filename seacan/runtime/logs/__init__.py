@@ -5,12 +5,15 @@ The drivers are dockerd's ``json-file`` and ``local``, in its formats to the byt
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from seacan.runtime.bundle import LogConfig
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator
 
 
 class ReadOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,223 @@
+"""What a shim has done by processes that come and go: making its container, execs, and taking it all away again.
+
+These steps touch most of the runtime's code and data. Done here, in forks of the shim, the memory they dirty goes with
+them, and the shim itself stays at a fraction; a hook that hangs does not hold up the container's streams; and init and
+execs become children of the shim, their subreaper, when their maker ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from seacan import cgroups
+from seacan.errors import NotFound, RuntimeFailed, SeacanError
+from seacan.linux.syscalls import PR_SET_PDEATHSIG, prctl
+from seacan.runtime import packets, spec
+from seacan.runtime.bundle import Exit, ShimConfig
+from seacan.runtime.container import Container, Stdio
+
+
+class Sandboxed(msgspec.Struct, frozen=True, tag="sandboxed", tag_field="op"):
+    """Init exists in its namespaces. Descriptors: its pidfd, and network namespace and rtnetlink socket if new."""
+
+    pid: int
+
+
+class Made(msgspec.Struct, frozen=True, tag="made", tag_field="op"):
+    """Init, or an exec that runs already, is ready. Descriptors: in this order, those that are said to be there.
+
+    ``oom``: a descriptor that becomes readable when memory runs out, and the file that counts ``oom_kill``.
+    """
+
+    pid: int
+    console: bool = False
+    oom: bool = False
+    own_pids: bool = True
+    """Whether the container has a PID namespace of its own, so that nothing in it outlives init."""
+
+
+class Begin(msgspec.Struct, frozen=True, tag="begin", tag_field="op"):
+    """From the shim: let init execute its program."""
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun", tag_field="op"):
+    """It does."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused", tag_field="op"):
+    """It could not be done; nothing is left of the attempt but, after :class:`Begin`, what :func:`remove` removes."""
+
+    message: str
+    exit_code: int
+
+
+FromMaker = Sandboxed | Made | Begun | Refused
+
+
+def fork(work: Callable[[socket.socket], None]) -> socket.socket:
+    """Run ``work`` with one end of a channel in a new process, which ends with this one; gives the other end."""
+    ours, theirs = packets.pair()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return ours
+    status = 1
+    try:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        ours.close()
+        theirs.setblocking(True)
+        _report(work, theirs)
+        status = 0
+    finally:
+        os._exit(status)
+    raise AssertionError("unreachable")
+
+
+def _report(work: Callable[[socket.socket], None], shim: socket.socket) -> None:
+    try:
+        work(shim)
+    except RuntimeFailed as error:
+        packets.send(shim, Refused(error.message, error.exit_code))
+    except (SeacanError, OSError) as error:
+        packets.send(shim, Refused(str(error), 128))
+    except Exception as error:
+        os.write(2, traceback.format_exc().encode()[:65536])
+        packets.send(shim, Refused(f"internal error: {error!r}", 128))
+
+
+def make(shim: socket.socket, bundle: str, config: ShimConfig, stdio: Stdio) -> None:
+    """Create the container, and start it when told to."""
+    with open(f"{bundle}/config.json", "rb") as file:
+        oci = spec.decode_spec(file.read())
+    container = Container.create(
+        config.id,
+        bundle,
+        oci,
+        root=os.path.dirname(bundle),
+        stdio=stdio,
+        rootfs=config.rootfs,
+        seccomp=_seccomp(config),
+        seccomp_flags=config.seccomp_flags,
+        on_sandbox=lambda container: packets.send(shim, Sandboxed(container.pid), _sandbox(container)),
+    )
+    fds = [] if container.console is None else [container.console]
+    oom = _oom(container)
+    packets.send(
+        shim,
+        Made(
+            container.pid,
+            console=container.console is not None,
+            oom=bool(oom),
+            own_pids=any(
+                namespace.type == "pid" and not namespace.path
+                for namespace in (oci.linux.namespaces if oci.linux is not None else ())
+            ),
+        ),
+        [*fds, *oom],
+    )
+    if shim.recv(4096):
+        container.start()
+        packets.send(shim, Begun())
+
+
+def _sandbox(container: Container) -> list[int]:
+    fds = [container.pidfd]
+    if container.netns is not None and container.rtnl is not None:
+        fds += [container.netns, container.rtnl]
+    return fds
+
+
+def _seccomp(config: ShimConfig) -> bytes | None:
+    if config.seccomp is None:
+        return None
+    with open(config.seccomp, "rb") as file:
+        return file.read()
+
+
+def _oom(container: Container) -> list[int]:
+    cgroup = container.cgroup
+    if cgroup is None or (watch := cgroup.watch_oom()) is None:
+        return []
+    directory = cgroup.directory("memory")
+    assert directory is not None
+    counter = "memory.events" if directory == cgroup.unified else "memory.oom_control"
+    return [watch.fileno(), os.open(f"{directory}/{counter}", os.O_RDONLY | os.O_CLOEXEC)]
+
+
+def run_exec(shim: socket.socket, bundle: str, config: ShimConfig, process: spec.Process, stdio: Stdio) -> None:
+    """Run a further process in the container."""
+    container = Container.load(config.id, root=os.path.dirname(bundle))
+    running = container.exec(process, stdio, seccomp=_seccomp(config), seccomp_flags=config.seccomp_flags)
+    console = [] if running.console is None else [running.console]
+    packets.send(shim, Made(running.pid, console=bool(console)), console)
+
+
+def kill_everyone(shim: socket.socket, bundle: str, config: ShimConfig, number: int) -> None:
+    """Signal every process of the container."""
+    Container.load(config.id, root=os.path.dirname(bundle)).kill(number, everyone=True)
+    packets.send(shim, Begun())
+
+
+def remove(bundle: str, config: ShimConfig) -> None:
+    """Take the container off the system, whatever state it is in: processes, cgroup, state; poststop hooks run."""
+    root = os.path.dirname(bundle)
+    try:
+        container = Container.load(config.id, root=root)
+    except NotFound:
+        _remove_cgroup(bundle)
+        return
+    container.delete(force=True)
+
+
+def _remove_cgroup(bundle: str) -> None:
+    """For a creation that was cut off before it had a state."""
+    try:
+        with open(f"{bundle}/config.json", "rb") as file:
+            oci = spec.decode_spec(file.read())
+    except FileNotFoundError:
+        return
+    if oci.linux is None or not oci.linux.cgroups_path:
+        return
+    cgroup = cgroups.open(oci.linux.cgroups_path)
+    if cgroup.exists:
+        cgroup.kill()
+        cgroup.remove()
+
+
+def clean_up(bundle: str, fds: Sequence[int]) -> int:
+    """The launcher's target for a container whose shim is gone (:func:`seacan.runtime.task.lost`)."""
+    try:
+        with open(f"{bundle}/shim.json", "rb") as file:
+            config = msgspec.json.decode(file.read(), type=ShimConfig)
+    except FileNotFoundError:
+        return 0
+    existed = os.path.exists(f"{bundle}/state.json")
+    try:
+        remove(bundle, config)
+    finally:
+        if existed and not os.path.exists(f"{bundle}/exit.json"):
+            record(bundle, Exit(exit_code=128 + signal.SIGKILL, at=time.time_ns(), signal=signal.SIGKILL))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{bundle}/shim.sock")
+    return 0
+
+
+def record(bundle: str, exit: Exit) -> None:
+    """Write ``exit.json``: whole, or not at all."""
+    path = f"{bundle}/exit.json"
+    fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, msgspec.json.encode(exit))
+    finally:
+        os.close(fd)
+    os.rename(f"{path}.tmp", path)
