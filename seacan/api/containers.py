@@ -16,7 +16,9 @@ from seacan.api.http import (
     api_version,
     cancellable,
     check_json,
+    finished,
     json_response,
+    json_stream,
     no_content,
     query_bool,
     query_filters,
@@ -29,6 +31,7 @@ from seacan.engine.attach import attach
 from seacan.engine.config import ContainerCreateRequest, EndpointSettings, HostConfig, NetworkingConfig, UpdateConfig
 from seacan.engine.inspection import inspect
 from seacan.engine.listing import listing
+from seacan.engine.stats import stats
 from seacan.engine.streams import Client, detach_keys
 from seacan.engine.top import top
 from seacan.errors import InvalidParameter, SeacanError
@@ -169,7 +172,20 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         return response
 
     async def processes(request: web.Request) -> web.StreamResponse:
-        return json_response(await top(engine, _name(request), request.query.get("ps_args", "") or "-ef"))
+        return json_response(await top(engine, _name(request), request.query.get("ps_args", "")))
+
+    async def statistics(request: web.Request) -> web.StreamResponse:
+        streaming = query_bool(request, "stream", True)
+        samples = stats(engine, _name(request), stream=streaming, one_shot=query_bool(request, "one-shot"))
+        first = await anext(samples)  # before the status line goes out: it may be an error
+        if not streaming:
+            await samples.aclose()
+            return json_response(first)
+        async with json_stream(request) as stream:
+            await stream.write(first)
+            async for sample in samples:
+                await stream.write(sample)
+        return finished(request)
 
     async def container_logs(request: web.Request) -> web.StreamResponse:
         stdout, stderr = query_bool(request, "stdout"), query_bool(request, "stderr")
@@ -243,6 +259,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         web.post("/containers/prune", prune),
         web.get("/containers/{name}/json", inspect_),
         web.get("/containers/{name}/top", processes),
+        web.get("/containers/{name}/stats", statistics),
         web.get("/containers/{name}/logs", container_logs),
         web.get("/containers/{name}/attach/ws", attach_websocket),
         web.post("/containers/{name}/start", start),

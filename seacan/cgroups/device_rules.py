@@ -48,7 +48,11 @@ def rules(resources: LinuxResources) -> list[Rule]:
     for rule in _parse(resources):
         if rule.type == "a" and rule.access == "rwm":
             wanted = [rule]
-        elif not (wanted and not rule.allow and wanted[0] == _NOTHING and not _named(wanted, rule)):
+        elif (wanted[:1] == [_NOTHING] and not rule.allow and not _named(wanted, rule)) or (
+            wanted == [_EVERYTHING] and rule.allow
+        ):
+            continue
+        elif rule not in wanted[-1:]:
             wanted.append(rule)
     if wanted and wanted != [_EVERYTHING]:
         seen = set(wanted)
