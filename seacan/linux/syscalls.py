@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from typing import Any, Final
 
@@ -34,7 +33,7 @@ _COMMON = {
     "mount_setattr": 442, "open_tree_attr": 467,
 }  # fmt: skip
 _TABLES = {"x86_64": _X86_64, "aarch64": _GENERIC, "riscv64": _GENERIC, "loongarch64": _GENERIC}
-NUMBERS: Final = {**_TABLES.get(platform.machine(), {}), **_COMMON}
+NUMBERS: Final = {**_TABLES.get(os.uname().machine, {}), **_COMMON}
 
 libc = ctypes.CDLL(None, use_errno=True)
 

@@ -754,12 +754,19 @@ def run(arguments: Sequence[str]) -> int:
         log.error(str(error))
         return 1
     except SeacanError as error:
-        log.error(f"{NAME} {name} failed: {error}" if name in _ENTERING else str(error))
+        log.error(f"{_prefix(name)}{error}")
         return 255 if name == "exec" else 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        log.error(f"{NAME} {name} failed: {where}{error.strerror}")
+        log.error(f"{_prefix(name)}{where}{error.strerror}")
         return 255 if name == "exec" else 1
+
+
+def _prefix(name: str) -> str:
+    """As runc has it: its name before the failures of create and run, and none before those of exec."""
+    if name == "exec":
+        return "exec failed: "
+    return f"{NAME} {name} failed: " if name in _ENTERING else ""
 
 
 def _late_options(parsed: Options, known: dict[str, bool]) -> None:

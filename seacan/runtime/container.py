@@ -357,8 +357,9 @@ class Container:
         self.pid, self.pidfd = pid, pidfd
         undo.callback(self._forget)
         undo.callback(_kill, pidfd)
-        self._mntns = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         self.start_time = state.process_status(pid)[1]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has failed already, and will say why
+            self._mntns = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         self._channel = ours
         self._converse(ours, plan, on_sandbox)
         if plan.userns:

@@ -41,6 +41,14 @@ _LINKS: Final = (
     ("stderr", "/proc/self/fd/2"),
 )
 _KINDS: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+_EMPTY: Final = MountPlan(
+    "filesystem",
+    "",
+    "tmpfs",
+    "tmpfs",
+    set=k.MOUNT_ATTR_RDONLY,
+    data=[("size", "4k"), ("nr_inodes", "1")],
+)
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
 _NULL: Final = os.makedev(1, 3)
 
@@ -244,8 +252,7 @@ class RootBuilder:
                     name = posixpath.basename(hierarchy.directory)
                     os.mkdir(name, 0o755, dir_fd=tree)
                     with _closing(self._cgroup1(hierarchy.controllers, hierarchy.name, hierarchy.directory)) as leaf:
-                        attributes = plan.set if self._cgroupns else plan.set | k.MOUNT_ATTR_RDONLY
-                        k.mount_setattr(leaf, set=attributes, clear=plan.clear & ~plan.set)
+                        k.mount_setattr(leaf, set=plan.set, clear=plan.clear & ~plan.set)
                         k.move_mount(leaf, tree, name)
                     if len(hierarchy.controllers) > 1:
                         for controller in sorted(hierarchy.controllers):
@@ -385,9 +392,7 @@ class RootBuilder:
                 with _closing(target), step(f'can\'t mask path "{path}"'):
                     if stat.S_ISDIR(os.fstat(target).st_mode):
                         if empty < 0:
-                            empty = mount_filesystem(
-                                MountPlan("filesystem", path, "tmpfs", "tmpfs", set=k.MOUNT_ATTR_RDONLY)
-                            )
+                            empty = mount_filesystem(_EMPTY)
                         source = empty
                     else:
                         if null < 0:
