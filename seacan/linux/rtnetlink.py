@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from seacan.linux.netlink import (
+    NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
@@ -99,11 +100,14 @@ RTA_PRIORITY = 6
 RTA_PREFSRC = 7
 RTA_TABLE = 15
 RT_TABLE_MAIN = 254
+RT_TABLE_LOCAL = 255
 RTPROT_STATIC = 4
 RTN_UNICAST = 1
+RTN_LOCAL = 2
 RTN_UNREACHABLE = 7
 RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
+RT_SCOPE_NOWHERE = 255
 RTNH_F_ONLINK = 4
 
 NDA_DST = 1
@@ -294,6 +298,8 @@ def _route(
     route_type: int,
 ) -> Message:
     scope = RT_SCOPE_LINK if gateway is None and destination.version == 4 and route_type == RTN_UNICAST else 0
+    if kind == RTM_DELROUTE:
+        scope = RT_SCOPE_NOWHERE  # of any scope
     body = _RTMSG.pack(
         family(destination),
         destination.prefixlen,
@@ -341,6 +347,13 @@ def new_route(
         metric=metric,
         route_type=route_type,
     )
+
+
+def new_local_route(destination: Network, link: int, *, metric: int) -> Message:
+    """Let the host take what arrives by ``link`` for ``destination`` as its own, although that is no address of it."""
+    body = _RTMSG.pack(family(destination), destination.prefixlen, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, 0, RTN_LOCAL, 0)
+    body += attr(RTA_DST, destination.network_address.packed) + u32(RTA_OIF, link) + u32(RTA_PRIORITY, metric)
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, body, f"add local route {destination}")
 
 
 def delete_route(

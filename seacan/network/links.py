@@ -150,6 +150,10 @@ class Links:
         if spec.pools_of(6) and spec.gateway_mode(6) != "isolated":
             # Containers may use fe80::1 as their router on any bridge.
             messages.append(rt.new_address(found.index, ipaddress.ip_interface("fe80::1/64"), replace=True))
+            # Replies to a connection from ::1 to a published port come back through the bridge, where the kernel looks
+            # for loopback's address on that very link.
+            local = rt.new_local_route(ipaddress.ip_network("::1/128"), found.index, metric=2048)
+            self.socket.request([local], ignore=(errno.EEXIST,))
         self._request(*messages)
 
     def _ensure_routed(self, spec: NetworkSpec) -> None:

@@ -214,6 +214,8 @@ class DescriptorStore(Protocol):
 
     async def fetch(self, name: str) -> list[int]: ...
 
+    async def created(self) -> Sandbox: ...
+
 
 class NetworkSettings(msgspec.Struct, kw_only=True, rename="pascal"):
     """Docker's NetworkSettings of an inspected container."""

@@ -1,9 +1,9 @@
 """Networks: the one way in to everything that connects containers.
 
 :class:`Networks` keeps what the state database, the kernel and the DNS resolver know in step. Decisions and the
-database belong to the event loop's thread; whatever speaks netlink runs in a thread of its own, one change at a time, so that a
-busy kernel never holds up the API. A change is recorded before it is made and made before it is told; what a crash
-leaves half done is found by :meth:`Networks.recover`.
+database belong to the event loop's thread; whatever speaks netlink runs in a thread of its own, one change at a time,
+so that a busy kernel never holds up the API. A change is recorded before it is made and made before it is told; what a
+crash leaves half done is found by :meth:`Networks.recover`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -57,7 +57,8 @@ from seacan.network.model import (
     PublishedPort,
     Sandbox,
 )
-from seacan.network.ports import Ports, Reservation, parse_port, resolve
+from seacan.network.ports import Place, Ports, Reservation, open_up, parse_port, place, place_of, resolve, shut
+from seacan.network.relay import Relay
 from seacan.network.resolver import Member, Resolver
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class _Attachment:
     request: PortRequest = field(default_factory=PortRequest)
     endpoints: list[Endpoint] = field(default_factory=list)
     reservation: Reservation = field(default_factory=Reservation)
+    relays: dict[Place, Relay] = field(default_factory=dict)
     store: DescriptorStore | None = None
     dns_servers: tuple[str, ...] | None = None
     links: dict[str, str] = field(default_factory=dict)
@@ -179,6 +181,8 @@ class Networks:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._resolver.close()
         for attachment in self._attachments.values():
+            for relay in attachment.relays.values():
+                relay.close()
             self._ports.release(attachment.reservation)
         self._kernel.shutdown(wait=True)
         self._cleanup.shutdown(wait=True)
@@ -650,6 +654,7 @@ class Networks:
                     self._store(endpoint)
             undo.pop_all()
         self._attachments[container.id] = attachment
+        self._relay(attachment)
         for endpoint in attachment.endpoints:
             self._members[endpoint.network][endpoint.id] = endpoint
         entries = [
@@ -828,7 +833,7 @@ class Networks:
                 f"({first.id}): {error}"
             ) from error
         attachment.reservation.ports += reservation.ports
-        attachment.reservation.sockets += reservation.sockets
+        attachment.reservation.sockets |= reservation.sockets
         published = list(reservation.ports)
         for version in sorted(routed):
             any_address = "0.0.0.0" if version == 4 else "::"
@@ -914,9 +919,9 @@ class Networks:
         do than to bind them again."""
         try:
             if attachment.reservation.sockets:
-                await store.keep(_PORTS, [one.fileno() for one in attachment.reservation.sockets if one.fileno() >= 0])
+                await store.keep(_PORTS, _open(attachment.reservation.sockets.values()))
             if sockets:
-                await store.keep(_DNS, [one.fileno() for one in sockets if one.fileno() >= 0])
+                await store.keep(_DNS, _open(sockets))
         except (OSError, SeacanError) as error:
             log.debug("container %s: its shim keeps no sockets: %s", attachment.identity.name, error)
 
@@ -952,6 +957,8 @@ class Networks:
         for endpoint in attachment.endpoints:
             self._members.get(endpoint.network, {}).pop(endpoint.id, None)
             self._resolver.forget(endpoint.network, endpoint.id)
+        for relay in attachment.relays.values():
+            relay.close()
         self._ports.release(attachment.reservation)
         self._resolver.leave(container)
 
@@ -1002,20 +1009,16 @@ class Networks:
         ports = [port for endpoint in attachment.endpoints for port in endpoint.ports if port.host_port]
         if not ports:
             return
-        kept: dict[tuple[str, int], socket.socket] = {}
+        kept: dict[Place, socket.socket] = {}
         for fd in await self._fetch(attachment, _PORTS):
             sock = socket.socket(fileno=fd)
             try:
-                address, port = sock.getsockname()[:2]
+                kept[place_of(sock)] = sock
             except OSError:
                 sock.close()
-                continue
-            protocol = "udp" if sock.type == socket.SOCK_DGRAM else "tcp"
-            kept[protocol + address, port] = sock
         for port in ports:
-            sock_or_none = kept.pop((port.protocol + port.host_ip, port.host_port), None)
             try:
-                self._ports.hold(port, attachment.reservation, sock_or_none)
+                self._ports.hold(port, attachment.reservation, kept.pop(place(port), None))
             except OSError as error:
                 log.warning(
                     "container %s: port %s:%d/%s cannot be held again (%s); it stays published",
@@ -1023,6 +1026,28 @@ class Networks:
                 )  # fmt: skip
         for sock in kept.values():
             sock.close()
+        self._relay(attachment)
+
+    def _relay(self, attachment: _Attachment) -> None:
+        """Answer on those IPv6 ports of the host whose container has only IPv4 addresses, and on no others."""
+        wanted = {
+            place(port): (endpoint.address4, port.port)
+            for endpoint in attachment.endpoints
+            for port in endpoint.ports
+            if port.version == 6 and not endpoint.address6 and endpoint.address4 and port.protocol in ("tcp", "udp")
+        }
+        for where, relay in list(attachment.relays.items()):
+            if wanted.get(where) != relay.target:
+                relay.close()
+                del attachment.relays[where]
+                sock = attachment.reservation.sockets.get(where)
+                if sock is not None:
+                    shut(sock)
+        for where, target in wanted.items():
+            sock = attachment.reservation.sockets.get(where)
+            if sock is not None and where not in attachment.relays:
+                attachment.relays[where] = Relay(sock, target)
+                open_up(sock)
 
     async def _fetch(self, attachment: _Attachment, name: str) -> list[int]:
         if attachment.store is None:
@@ -1064,7 +1089,18 @@ class Networks:
     async def _resume_names(self, attachment: _Attachment) -> None:
         for endpoint in attachment.endpoints:
             self._tell_names(endpoint)
+        if not any(endpoint.names for endpoint in attachment.endpoints):
+            return
         sockets = [socket.socket(fileno=fd) for fd in await self._fetch(attachment, _DNS)]
+        if not sockets and attachment.store is not None:
+            # The daemon died between the start and handing them over.
+            try:
+                sandbox = await attachment.store.created()
+                if sandbox.netns is not None:
+                    sockets = await self._run(self._resolver.open_sockets, sandbox.netns)
+                    self._spawn(self._keep(attachment, sockets, attachment.store))
+            except (OSError, SeacanError) as error:
+                log.error("container %s: no names can be answered: %s", attachment.identity.name, error)
         if sockets:
             self._answer_names(attachment, sockets)
 
@@ -1283,6 +1319,7 @@ class Networks:
             for one in attachment.endpoints:
                 self._store(one)
                 self._members[one.network][one.id] = one
+        self._relay(attachment)
         add = [entry for one in attachment.endpoints for entry in port_entries(self._networks[one.network], one)]
         await self._change(add=add, remove=remove)
 
@@ -1320,11 +1357,12 @@ class Networks:
             raise InvalidParameter(f"container {attachment.identity.name} has no network that can publish ports")
         entries = [entry for one in extra.endpoints for entry in port_entries(self._networks[one.network], one)]
         attachment.reservation.ports += extra.reservation.ports
-        attachment.reservation.sockets += extra.reservation.sockets
+        attachment.reservation.sockets |= extra.reservation.sockets
         self._set_ports(
             attachment,
             {old.id: (*old.ports, *new.ports) for old, new in zip(attachment.endpoints, extra.endpoints, strict=True)},
         )
+        self._relay(attachment)
         await self._change(add=entries)
         if attachment.store is not None:
             self._spawn(self._keep(attachment, (), attachment.store))
@@ -1349,6 +1387,7 @@ class Networks:
         only = [msgspec.structs.replace(one, ports=tuple(p for p in one.ports if p in gone)) for one in before]
         entries = [entry for one in only for entry in port_entries(self._networks[one.network], one)]
         self._set_ports(attachment, {one.id: tuple(p for p in one.ports if p not in gone) for one in before})
+        self._relay(attachment)
         await self._change(remove=entries)
         self._ports.release_some(attachment.reservation, gone)
         self._forget_flows(only)
@@ -1392,6 +1431,10 @@ class Networks:
                         if address:
                             result[address] = names
         return result
+
+
+def _open(sockets: Iterable[socket.socket]) -> list[int]:
+    return [fd for sock in sockets if (fd := sock.fileno()) >= 0]
 
 
 def port_map(endpoints: Sequence[Endpoint]) -> PortMap:

@@ -24,6 +24,7 @@ from seacan.network.model import PublishedPort
 
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": 132}
 _SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
 _DROP_ALL = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K, 0
 _DROP_PROGRAM = struct.pack("@HP", 1, ctypes.addressof(_DROP_ALL))
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -115,12 +116,20 @@ def _addresses(host_ip: str, default_ipv4: str, ipv4: bool, ipv6: bool) -> tuple
     return tuple(both)
 
 
+Place = tuple[str, str, int]
+"""Protocol, host address, host port."""
+
+
+def place(port: PublishedPort) -> Place:
+    return port.protocol, port.host_ip, port.host_port
+
+
 @dataclass(slots=True)
 class Reservation:
     """Ports held for one container. ``sockets`` reserves them towards the rest of the host."""
 
     ports: list[PublishedPort] = field(default_factory=list)
-    sockets: list[socket.socket] = field(default_factory=list)
+    sockets: dict[Place, socket.socket] = field(default_factory=dict)
 
 
 class Ports:
@@ -161,16 +170,15 @@ class Ports:
         self._taken.setdefault((port.protocol, port.host_port), set()).add(port.host_ip)
         reservation.ports.append(port)
         if sock is not None:
-            reservation.sockets.append(sock)
+            reservation.sockets[place(port)] = sock
 
     def release_some(self, reservation: Reservation, gone: Collection[PublishedPort]) -> None:
         """Give up only the ports ``gone`` of ``reservation``."""
-        places = {(port.protocol, port.host_ip, port.host_port) for port in gone}
-        mine = [sock for sock in reservation.sockets if _place(sock) in places]
-        kept = [port for port in reservation.ports if port not in gone]
-        sockets = [sock for sock in reservation.sockets if sock not in mine]
+        places = {place(port) for port in gone}
+        mine = {where: sock for where, sock in reservation.sockets.items() if where in places}
         self.release(Reservation([port for port in reservation.ports if port in gone], mine))
-        reservation.ports[:], reservation.sockets[:] = kept, sockets
+        reservation.ports = [port for port in reservation.ports if port not in gone]
+        reservation.sockets = {where: sock for where, sock in reservation.sockets.items() if where not in places}
 
     def release(self, reservation: Reservation) -> None:
         """Give up everything in ``reservation``."""
@@ -181,7 +189,7 @@ class Ports:
                 addresses.discard(port.host_ip)
                 if not addresses:
                     del self._taken[key]
-        for sock in reservation.sockets:
+        for sock in reservation.sockets.values():
             sock.close()
         reservation.ports.clear()
         reservation.sockets.clear()
@@ -194,7 +202,7 @@ class Ports:
             except System as refused:
                 error = error or refused
                 continue
-            into.sockets += sockets
+            into.sockets |= sockets
             for address in one.addresses:
                 self._taken.setdefault((one.protocol, candidate), set()).add(address)
                 into.ports.append(
@@ -216,9 +224,9 @@ class Ports:
             self._last[one.protocol] = port
             yield port
 
-    def _try(self, one: Wanted, port: int, targets: Mapping[int, str]) -> list[socket.socket]:
+    def _try(self, one: Wanted, port: int, targets: Mapping[int, str]) -> dict[Place, socket.socket]:
         taken = self._taken.get((one.protocol, port), set())
-        sockets: list[socket.socket] = []
+        sockets: dict[Place, socket.socket] = {}
         try:
             for address in one.addresses:
                 if any(_overlap(address, other) for other in taken):
@@ -235,17 +243,33 @@ class Ports:
                         f"/{one.protocol}: {(error.strerror or str(error)).lower()}"
                     ) from error
                 if sock is not None:
-                    sockets.append(sock)
+                    sockets[one.protocol, address, port] = sock
         except BaseException:
-            for sock in sockets:
+            for sock in sockets.values():
                 sock.close()
             raise
         return sockets
 
 
-def _place(sock: socket.socket) -> tuple[str, str, int]:
+def place_of(sock: socket.socket) -> Place:
+    """Where a socket that reserves a port is bound.
+
+    Raises:
+        OSError: it is no such socket.
+    """
     address, port = sock.getsockname()[:2]
     return ("udp" if sock.type == socket.SOCK_DGRAM else "tcp"), address, port
+
+
+def open_up(sock: socket.socket) -> None:
+    """Let packets reach a socket that reserves a port, because somebody answers there (:mod:`seacan.network.relay`)."""
+    with contextlib.suppress(FileNotFoundError):  # it had no filter any more
+        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+def shut(sock: socket.socket) -> None:
+    """Let nothing reach a socket that reserves a port."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _DROP_PROGRAM)
 
 
 def _bracket(address: str) -> str:
@@ -271,7 +295,7 @@ def _bind(protocol: str, address: str, port: int) -> socket.socket | None:
     try:
         if af == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _DROP_PROGRAM)
+        shut(sock)
         if kind == socket.SOCK_STREAM:
             # Connections in TIME_WAIT must not block the port; listening makes it exclusive all the same.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -472,6 +472,7 @@ def _redirect(udp: int, tcp: int) -> None:
     batch = nft.Batch(nft.NFPROTO_IPV4, _TABLE)
     batch.add_table()
     batch.add_chain("output", "filter", "output", -300)
+    batch.flush_chain("output")
     address = ipaddress.ip_address(ADDRESS).packed
     there = nft.payload(1, 16, 4), nft.compare(address)
     back = nft.payload(1, 12, 4), nft.compare(address)
