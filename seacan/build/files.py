@@ -31,6 +31,7 @@ from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
 from seacan.runtime.rootfs import mount_root
 from seacan.storage import tar, worker
 from seacan.storage.compression import expand
+from seacan.storage.walk import is_opaque
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BLOCK = 1 << 20
@@ -116,6 +117,13 @@ class CloneRequest(msgspec.Struct, frozen=True):
     target: str
 
 
+class SquashRequest(msgspec.Struct, frozen=True):
+    """Put ``layers`` (lowest first) together in ``target``, marks of deletion kept: what is below is not known here."""
+
+    layers: tuple[str, ...]
+    target: str
+
+
 class Missing(InvalidParameter):
     """A path to copy does not exist."""
 
@@ -138,6 +146,72 @@ def clamp_main(argument: str, fds: Sequence[int]) -> int:
 def clone_main(argument: str, fds: Sequence[int]) -> int:
     """The worker that clones a layer's folder."""
     return worker.answer(_clone, CloneRequest, argument, fds)
+
+
+def squash_main(argument: str, fds: Sequence[int]) -> int:
+    """The worker that squashes."""
+    return worker.answer(_squash, SquashRequest, argument, fds)
+
+
+def _squash(request: SquashRequest, _: Sequence[int]) -> FilesResult:
+    count = 0
+    with _closing(os.open(request.target, _FOLDER)) as target:
+        for layer in request.layers:
+            with _closing(os.open(layer, _FOLDER)) as source:
+                count += _squash_folder(source, target)
+    return FilesResult(count)
+
+
+def _squash_folder(source: int, target: int) -> int:
+    """Lay one folder of a layer over what the layers before it came to."""
+    count = 0
+    if is_opaque(source):
+        _empty(target)
+    with os.scandir(source) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        count += 1
+        try:
+            existing = os.stat(name, dir_fd=target, follow_symlinks=False)
+        except FileNotFoundError:
+            existing = None
+        hides = existing is not None and not stat.S_ISDIR(existing.st_mode)
+        if existing is not None and not (is_folder and not hides):
+            _remove(target, name)
+            existing = None
+        if not is_folder:
+            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+            continue
+        if existing is None:
+            os.mkdir(name, 0o700, dir_fd=target)
+        with (
+            _closing(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=source)) as inner,
+            _closing(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=target)) as below,
+        ):
+            if hides:  # what it replaces must not shine through from further down
+                os.setxattr(below, "trusted.overlay.opaque", b"y")
+            count += _squash_folder(inner, below)
+    info = os.fstat(source)
+    os.fchown(target, info.st_uid, info.st_gid)
+    os.fchmod(target, stat.S_IMODE(info.st_mode))
+    for key in os.listxattr(source):
+        os.setxattr(target, key, os.getxattr(source, key))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+    return count
+
+
+def _empty(folder: int) -> None:
+    for name in os.listdir(folder):
+        _remove(folder, name)
+
+
+def _remove(folder: int, name: str) -> None:
+    if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        with _closing(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)) as inner:
+            _empty(inner)
+        os.rmdir(name, dir_fd=folder)
+    else:
+        os.unlink(name, dir_fd=folder)
 
 
 def _clone(request: CloneRequest, _: Sequence[int]) -> FilesResult:

@@ -24,6 +24,7 @@ import msgspec
 
 from seacan import cgroups
 from seacan.engine import recovery, system
+from seacan.engine.builds import Builds
 from seacan.engine.container import Container
 from seacan.engine.containers import Containers
 from seacan.engine.database import Database
@@ -95,6 +96,9 @@ class Engine:
             self.containers.load()
             await recovery.recover(self)
             undo.push_async_callback(self._stop_background)
+            self.builds = Builds(self)
+            undo.push_async_callback(self.builds.close)
+            await self.builds.start()
             self._closing = undo.pop_all()
 
     async def close(self) -> None:

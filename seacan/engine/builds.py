@@ -1,0 +1,430 @@
+"""What builds need of an engine: images to stand on, sandboxes to run in, and a place in the image store.
+
+:mod:`seacan.build` knows how to build; here it is given this engine's containers, networks and images. The classic API,
+the BuildKit API and a program that imports the engine all come through :class:`Builds`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from seacan.build import files
+from seacan.build.cache import BuildCache, Layer
+from seacan.build.dockerfile.convert import Converted, NamedContext, Options, ResolvedImage, convert
+from seacan.build.graph import Exec
+from seacan.build.progress import Progress
+from seacan.build.solver import Build, BuildFailed, SandboxMount, Session, Solver
+from seacan.engine import oci
+from seacan.engine.config import ContainerConfig, EndpointSettings, HostConfig, Ulimit
+from seacan.engine.container import Record
+from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError
+from seacan.images import config as image_config
+from seacan.images import reference as references
+from seacan.images.config import History, ImageConfig, RootFS
+from seacan.images.manifest import Platform
+from seacan.images.reference import Reference
+from seacan.images.store import Image, Lease
+from seacan.network.model import ContainerIdentity, PortRequest
+from seacan.runtime import spec
+from seacan.runtime.bundle import LogConfig, Rootfs, ShimConfig
+from seacan.runtime.task import Task
+from seacan.storage import digest as digests
+from seacan.storage import worker
+from seacan.storage.digest import ChainID, DiffID
+from seacan.storage.trash import Trash
+
+if TYPE_CHECKING:
+    from seacan.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+Pull = Callable[[str, Platform], "asyncio.Future[None]"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One build. ``names`` are the tags the image gets; ``pull`` asks a registry even where the image is here."""
+
+    dockerfile: bytes
+    options: Options
+    names: Sequence[str] = ()
+    squash: bool = False
+    pull: bool = False
+    filename: str = "Dockerfile"
+    contexts: Mapping[str, NamedContext] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a build made. ``layers`` are those of the result, lowest first."""
+
+    converted: Converted
+    config: ImageConfig
+    layers: tuple[Layer, ...]
+
+
+class Builds:
+    """Builds of one engine; made when the engine starts."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        data_root = Path(engine.options.data_root)
+        self.trash = Trash(data_root / "trash", engine.launcher)
+        self.cache = BuildCache(data_root / "build", engine.database, self.trash)
+        self.sandboxes = EngineSandboxes(engine)
+        self.solver = Solver(self.cache, engine.images, self.sandboxes)
+
+    async def start(self) -> None:
+        """Roll back what a killed engine was building."""
+        self.cache.recover()
+        await self.sandboxes.recover()
+
+    async def close(self) -> None:
+        await self.solver.close()
+        await self.trash.close()
+
+    async def convert(self, request: Request) -> Converted:
+        """Translate the Dockerfile, looking base images up."""
+        return await convert(request.dockerfile, request.options, _Resolver(self.engine, request))
+
+    async def build(
+        self,
+        request: Request,
+        session: Session,
+        progress: Progress,
+        *,
+        converted: Converted | None = None,
+        follow: Callable[[Build], None] | None = None,
+        finish: Callable[[], Awaitable[None]] | None = None,
+    ) -> tuple[Outcome, Lease]:
+        """Carry a build out. The lease keeps its layers until it is released.
+
+        ``follow`` is told when it begins; ``finish`` is awaited at its end, also when it fails.
+        """
+        converted = converted or await self.convert(request)
+        lease = Lease(self.engine.images._leases)
+        try:
+            if converted.base is not None:
+                lease.add(*_chain(converted.base))
+            async with self.solver.build(session, progress) as build:
+                build.classic = request.options.classic
+                if follow is not None:
+                    follow(build)
+                try:
+                    result = await build.solve(converted.vertex)
+                finally:
+                    if finish is not None:
+                        await finish()
+                layers = result.layers
+                self.cache.hold(layer.id for layer in layers)
+            return Outcome(converted, converted.config, layers), lease
+        except BaseException:
+            lease.release()
+            raise
+
+    async def store(
+        self, outcome: Outcome, lease: Lease, names: Sequence[str], *, squash: bool = False, created: int | None = None
+    ) -> Image:
+        """Make an image of what a build made, and give it its names."""
+        images = self.engine.images
+        wanted = [parse_name(name) for name in names]
+        layers = outcome.layers
+        history: list[History] | None = None
+        if squash:
+            layers, history = await self._squash(outcome)
+        try:
+            diff_ids, chain = await self.solver.export(layers)
+            if chain is not None:
+                lease.add(chain)
+            config = finish_config(outcome.converted, diff_ids, created=created, history=history)
+            blobs = {}
+            for layer, chain_id in zip(layers, _chain_ids(diff_ids), strict=True):
+                blobs[layer.id] = images.layer_blob(chain_id)
+            image = images.register(image_config.encode(config), [blobs[layer.id] for layer in layers])
+            for reference in wanted:
+                images.add_tag(image.id, reference)
+                images.log_event("tag", image.id, reference.with_default_tag().familiar)
+            return images.get(image.id)
+        finally:
+            self.cache.release([layer.id for layer in outcome.layers])
+
+    async def _squash(self, outcome: Outcome) -> tuple[tuple[Layer, ...], list[History]]:
+        """All layers above the base's as one."""
+        base = tuple(layer for layer in outcome.layers if layer.base)
+        new = [layer for layer in outcome.layers if not layer.base]
+        history = list(outcome.config.history)
+        kept = len(outcome.converted.base.history) if outcome.converted.base else 0
+        history[kept:] = [msgspec.structs.replace(each, empty_layer=True) for each in history[kept:]]
+        if not new:
+            return base, history
+        id, upper, _ = self.cache.new_folder(None)
+        await worker.run(
+            self.engine.launcher,
+            "seacan.build.files:squash_main",
+            files.SquashRequest(tuple(layer.path for layer in new), upper),
+            (),
+            files.FilesResult,
+        )
+        self.cache.settle(id)
+        layer = self.cache.put(f"squash:{id}", id, description="squashed layers")
+        history.append(History(created_by="", comment="merge of the build's layers"))
+        return (*base, layer), history
+
+
+def finish_config(
+    converted: Converted, diff_ids: Sequence[str], *, created: int | None = None, history: list[History] | None = None
+) -> ImageConfig:
+    """The configuration with layers, times, and a history that has a line for each layer."""
+    moment = converted.epoch * 10**9 if converted.epoch is not None else created or time.time_ns()
+    stamp = image_config.format_time(moment)
+    lines = list(converted.config.history if history is None else history)
+    described = sum(not line.empty_layer for line in lines)
+    while described < len(diff_ids):
+        lines.append(History(created_by="created by the build", comment="buildkit.exporter.image.v0"))
+        described += 1
+    for at in range(len(lines) - 1, -1, -1):
+        if described <= len(diff_ids):
+            break
+        if not lines[at].empty_layer:
+            lines[at] = msgspec.structs.replace(lines[at], empty_layer=True)
+            described -= 1
+    lines = [line if line.created else msgspec.structs.replace(line, created=stamp) for line in lines]
+    return msgspec.structs.replace(
+        converted.config, created=stamp, history=lines, rootfs=RootFS(diff_ids=[DiffID(each) for each in diff_ids])
+    )
+
+
+def parse_name(name: str) -> Reference:
+    """A tag for a new image. :raises InvalidParameter:"""
+    reference = references.parse(name)
+    if reference.digest:
+        raise InvalidParameter("build tag cannot contain a digest")
+    return reference.with_default_tag()
+
+
+def _chain_ids(diff_ids: Sequence[str]) -> list[ChainID]:
+    return digests.chain_ids([DiffID(each) for each in diff_ids])
+
+
+def _chain(config: ImageConfig) -> list[str]:
+    return [str(each) for each in _chain_ids(config.rootfs.diff_ids)]
+
+
+class _Resolver:
+    """Base images from the engine's store."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._engine = engine
+        self._request = request
+
+    async def image(self, reference: str, platform: Platform) -> ResolvedImage:
+        images = self._engine.images
+        wanted = platform if self._request.options.platform is not None else None
+        pull = getattr(self._engine, "pull", None)
+        if self._request.pull and pull is not None:
+            await pull(reference, platform)
+        try:
+            image = images.get(reference, platform=wanted)
+        except NotFound:
+            if pull is None:
+                raise
+            await pull(reference, platform)
+            image = images.get(reference, platform=wanted)
+        pinned = (
+            str(references.parse(reference).with_default_tag()) if not reference.startswith("sha256:") else reference
+        )
+        return ResolvedImage(image.config, image.chain_id or "", pinned, image.id)
+
+    async def named_context(self, name: str, platform: Platform) -> NamedContext | None:
+        contexts = self._request.contexts
+        if not contexts:
+            return None
+        for key in (
+            name,
+            name.removesuffix(":latest"),
+            name.removeprefix("docker.io/library/").removesuffix(":latest"),
+        ):
+            if key in contexts:
+                return contexts[key]
+        return None
+
+
+class EngineSandboxes:
+    """Steps as containers of this engine: default isolation, the default network, limits as asked."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._root = Path(engine.options.exec_root) / "build"
+
+    async def recover(self) -> None:
+        """End what a killed engine left running."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for bundle in list(self._root.iterdir()):
+            task = await Task.reconnect(bundle, lambda _task, _event: None)
+            if task is not None:
+                await task.abandon()
+            else:
+                from seacan.runtime.task import lost
+
+                with contextlib.suppress(SeacanError):
+                    await lost(self._engine.launcher, bundle)
+            await self._engine.networks.release(bundle.name)
+            shutil.rmtree(bundle, ignore_errors=True)
+        for name in os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else ():
+            if name.startswith(f"seacan-build-{self._engine.id[:8]}"):
+                shutil.rmtree(f"/dev/shm/{name}", ignore_errors=True)
+
+    async def run(
+        self,
+        operation: Exec,
+        rootfs: Rootfs,
+        mounts: Sequence[SandboxMount],
+        environment: Sequence[str],
+        output: Callable[[int, bytes], None],
+    ) -> int:
+        engine = self._engine
+        id = secrets.token_hex(32)
+        bundle = self._root / id
+        record = self._record(id, operation, environment)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(shutil.rmtree, bundle, ignore_errors=True)
+            bundle.mkdir(mode=0o700, parents=True)
+            names = {name: bundle / name for name in ("hostname", "hosts", "resolv.conf")}
+            for path in names.values():
+                path.touch(mode=0o644)
+            sources = oci.Sources(
+                rootfs=rootfs,
+                hostname=str(names["hostname"]),
+                hosts=str(names["hosts"]),
+                resolv_conf=str(names["resolv.conf"]),
+            )
+            built = await asyncio.to_thread(oci.build, record, engine.options, sources)
+            built.spec.mounts = [*built.spec.mounts, *(_oci_mount(mount) for mount in mounts)]
+            shim = ShimConfig(id=id, rootfs=rootfs, log=LogConfig(driver="none"), seccomp=built.seccomp)
+            (bundle / "config.json").write_bytes(spec.encode(built.spec))
+            (bundle / "shim.json").write_bytes(msgspec.json.encode(shim))
+            undo.push_async_callback(engine.networks.release, id)
+            task = await Task.spawn(engine.launcher, bundle, lambda _task, _event: None)
+            undo.push_async_callback(_end, task)
+            await self._join(record, task, names)
+            ours, theirs = socket.socketpair()
+            with theirs:
+                reading = asyncio.create_task(_read_output(ours, output))
+                undo.push_async_callback(_finish, reading)
+                await task.attach(theirs.fileno(), multiplexed=True)
+            try:
+                await task.start()
+            except RuntimeFailed as error:
+                raise RuntimeFailed(_words(error), error.exit_code) from error
+            exit = await asyncio.shield(task.exit)
+            await reading
+            await asyncio.shield(task.gone)
+            return exit.exit_code
+
+    async def _join(self, record: Record, task: Task, names: Mapping[str, Path]) -> None:
+        networks = self._engine.networks
+        identity = ContainerIdentity(id=record.id, name=record.name, hostname=record.config.hostname)
+        endpoints = await networks.allocate(identity, record.networks, PortRequest())
+        texts = networks.files(identity, endpoints, record.host_config)
+        for name, text in (("hostname", texts.hostname), ("hosts", texts.hosts), ("resolv.conf", texts.resolv_conf)):
+            names[name].write_text(text)
+        sandbox = await task.created()
+        await networks.join(endpoints, sandbox, task)
+
+    def _record(self, id: str, operation: Exec, environment: Sequence[str]) -> Record:
+        network = {"default": "bridge", "": "bridge"}.get(operation.network, operation.network)
+        limits = operation.limits
+        host_config = HostConfig(
+            network_mode=network,
+            privileged=operation.insecure,
+            extra_hosts=[f"{name}:{address}" for name, address in operation.hosts],
+            shm_size=operation.shm_size or self._engine.options.default_shm_size,
+            ulimits=[Ulimit(name=name, soft=soft, hard=hard) for name, soft, hard in operation.ulimits],
+            memory=limits.memory,
+            memory_swap=limits.memory_swap,
+            cpu_shares=limits.cpu_shares,
+            cpu_period=limits.cpu_period,
+            cpu_quota=limits.cpu_quota,
+            cpuset_cpus=limits.cpuset_cpus,
+            cpuset_mems=limits.cpuset_mems,
+            cgroup_parent=operation.cgroup_parent,
+            ipc_mode="private",
+            cgroupns_mode="private" if self._engine.cgroup_v2 else "host",
+        )
+        config = ContainerConfig(
+            hostname=operation.hostname or "buildkitsandbox",
+            env=list(environment),
+            cmd=list(operation.arguments),
+            working_dir=operation.directory,
+            user=operation.user,
+        )
+        return Record(
+            id=id,
+            name=f"build-{id[:12]}",
+            created=time.time_ns(),
+            image="",
+            path=operation.arguments[0] if operation.arguments else "",
+            args=list(operation.arguments[1:]),
+            config=config,
+            host_config=host_config,
+            networks={network: EndpointSettings()},
+        )
+
+
+def _oci_mount(mount: SandboxMount) -> spec.Mount:
+    mode = "ro" if mount.read_only else "rw"
+    if mount.kind == "tmpfs":
+        options = ["nosuid", "nodev", mode]
+        return spec.Mount(mount.target, "tmpfs", "tmpfs", options + ([f"size={mount.size}"] if mount.size else []))
+    if mount.kind == "overlay":
+        lower = ":".join(path.replace("\\", "\\\\").replace(":", "\\:") for path in mount.lower)
+        return spec.Mount(mount.target, "overlay", "overlay", ["ro", f"lowerdir={lower}", "index=off"])
+    options = ["rbind", mode, "rprivate", "nosuid", "nodev"]
+    if mount.selector != "/":
+        options.append(f"subpath={mount.selector}")
+    return spec.Mount(mount.target, "bind", mount.source, options)
+
+
+async def _end(task: Task) -> None:
+    if not task.gone.done():
+        await task.abandon()
+
+
+async def _finish(reading: asyncio.Task[None]) -> None:
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _read_output(connection: socket.socket, output: Callable[[int, bytes], None]) -> None:
+    """Take Docker's 8-byte frames apart until the streams end."""
+    reader, writer = await asyncio.open_connection(sock=connection)
+    try:
+        while True:
+            try:
+                head = await reader.readexactly(8)
+                data = await reader.readexactly(int.from_bytes(head[4:8], "big"))
+            except asyncio.IncompleteReadError:
+                return
+            output(head[0], data)
+    finally:
+        writer.close()
+
+
+def _words(error: RuntimeFailed) -> str:
+    return f"failed to create task for container: {error}" if error.exit_code == 128 else str(error)
+
+
+__all__ = ["BuildFailed", "Builds", "EngineSandboxes", "Outcome", "Request", "finish_config", "parse_name"]
