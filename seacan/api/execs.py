@@ -38,7 +38,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         connect = hijack.connect(
             request, stdin=exec.config.attach_stdin, stdout=True, stderr=True, detach_keys=exec.keys
         )
-        await engine.execs.start(exec.id, connect, console_size=console_size)
+        await engine.execs.start(exec.id, connect, multiplexed=not options.tty, console_size=console_size)
         return hijack.Hijacked(connection)
 
     async def resize(request: web.Request) -> web.StreamResponse:

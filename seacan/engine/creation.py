@@ -188,9 +188,7 @@ def _check_log(log: LogConfig) -> None:
     if not log.type:
         return
     if log.type not in LOG_DRIVERS:
-        raise InvalidParameter(
-            f"logger: no log driver named '{log.type}' is registered (this engine has json-file, local and none)"
-        )
+        raise InvalidParameter(f"logger: no log driver named '{log.type}' is registered")
     for name in log.config or {}:
         if name not in _LOG_OPTIONS[log.type]:
             raise InvalidParameter(f"unknown log opt '{name}' for {log.type} log driver")

@@ -98,12 +98,17 @@ class Execs:
         return exec
 
     async def start(
-        self, id: str, connect: Connect | None = None, *, console_size: tuple[int, int] | None = None
+        self,
+        id: str,
+        connect: Connect | None = None,
+        *,
+        multiplexed: bool = True,
+        console_size: tuple[int, int] | None = None,
     ) -> Exec:
         """Run a registered command.
 
         With ``connect`` its streams are joined to that client; whatever goes wrong after it was called is written
-        there, as dockerd does. Without, it runs detached and failures are raised.
+        there, as dockerd does; ``multiplexed`` is the client's choice, whether or not there is a terminal. Without, it runs detached and failures are raised.
         """
         exec = self.get(id)
         container = exec.container
@@ -111,7 +116,7 @@ class Execs:
             await self._run(exec, None, console_size)
             return exec
         container.require_running()
-        client = await connect(not exec.config.tty)
+        client = await connect(multiplexed)
         client.stdin = client.stdin and exec.config.attach_stdin
         client.stdout, client.stderr = exec.config.attach_stdout, exec.config.attach_stderr
         client.detach_keys = exec.keys
@@ -119,7 +124,7 @@ class Execs:
         try:
             await self._run(exec, client, console_size)
         except SeacanError as error:
-            await asyncio.to_thread(_tell, copy, error.message, not exec.config.tty)
+            await asyncio.to_thread(_tell, copy, error.message, multiplexed)
         finally:
             client.close()
             os.close(copy)

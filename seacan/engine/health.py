@@ -118,7 +118,7 @@ async def _probe(engine: Engine, container: Container, check: HealthConfig) -> t
             return Client(fd=theirs.detach(), multiplexed=False)
 
         reading = asyncio.ensure_future(_collect(ours, output))
-        await engine.execs.start(exec.id, connect)
+        await engine.execs.start(exec.id, connect, multiplexed=False)
         timeout = check.timeout / 1e9 or TIMEOUT
         try:
             code = await asyncio.wait_for(asyncio.shield(exec.ended), timeout)

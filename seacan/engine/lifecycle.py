@@ -20,6 +20,7 @@ from seacan.engine.attach import hand_over
 from seacan.engine.config import HostConfig
 from seacan.engine.container import Container, ExitStatus, now
 from seacan.engine.creation import check_host_config
+from seacan.engine.links import link_variables
 from seacan.engine.logs import log_config
 from seacan.engine.signals import parse_signal
 from seacan.errors import Conflict, InvalidParameter, NotModified, RuntimeFailed, SeacanError, System
@@ -197,6 +198,9 @@ class Lifecycle:
             },
         )
         built = oci.build(record, options, sources)
+        if record.links and built.spec.process is not None and record.host_config.network_mode == "bridge":
+            given = {variable.partition("=")[0] for variable in built.spec.process.env}
+            built.spec.process.env += [v for v in self._link_environment(container) if v.partition("=")[0] not in given]
         shim = ShimConfig(
             id=container.id,
             rootfs=sources.rootfs,
@@ -209,6 +213,23 @@ class Lifecycle:
         bundle.mkdir(mode=0o700)
         (bundle / "config.json").write_bytes(spec.encode(built.spec))
         (bundle / "shim.json").write_bytes(msgspec.json.encode(shim))
+
+    def _link_environment(self, container: Container) -> list[str]:
+        """The variables by which a container on the default network knows those it is linked to.
+
+        Raises:
+            Conflict: one of them does not run.
+        """
+        variables = []
+        for alias, id in container.record.links.items():
+            target = self._engine.containers.find(id)
+            if target is None or not target.state.running:
+                name = target.name if target is not None else id
+                raise Conflict(f"Cannot link to a non running container: /{name} AS /{container.name}/{alias}")
+            endpoints = self._engine.networks.endpoints_of(id)
+            address = next((one.address4 for one in endpoints if one.network_name == "bridge"), "")
+            variables += link_variables(container.name, alias, address, target.config)
+        return variables
 
     def _external(self, runtime: str) -> ExternalRuntime | None:
         name = runtime or self._engine.options.default_runtime
