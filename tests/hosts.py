@@ -186,7 +186,7 @@ class Daemon:
         self.process = None
 
     def launcher_pids(self) -> list[int]:
-        return [pid for pid in _children(self.pid) if b"seacan.runtime.launcher" in _cmdline(pid)]
+        return [pid for pid in _children(self.pid) if b"seacan.runtime.forkserver" in _cmdline(pid)]
 
     # --- clients ------------------------------------------------------------------------------------------------
 

@@ -36,12 +36,11 @@ for module in {boot_modules}; do /bin/busybox insmod /modules/$module || echo "v
 /bin/busybox mkdir /rw/upper /rw/work
 /bin/busybox mount -t overlay -o lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work overlay /new
 for point in proc sys dev; do /bin/busybox mount --move /$point /new/$point; done
-/bin/busybox mkdir -p /new/dev/pts /new/dev/shm /new/run /new/lib/modules /new/var/tmp
+/bin/busybox mkdir -p /new/dev/pts /new/dev/shm /new/run /new/lib/modules
 /bin/busybox mount -t devpts devpts /new/dev/pts
 /bin/busybox mount -t tmpfs tmpfs /new/dev/shm
 /bin/busybox mount -t tmpfs tmpfs /new/run
 /bin/busybox mount -t tmpfs tmpfs /new/tmp
-/bin/busybox mount -t tmpfs tmpfs /new/var/tmp
 /bin/busybox mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=262144,cache=loose modules /new/lib/modules
 /bin/busybox mount -t cgroup2 -o nsdelegate cgroup2 /new/sys/fs/cgroup
 /bin/busybox cp /script /new/run/script

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from seacan.linux import syscalls as k
+from seacan.linux.overlay import mount_overlay
 from seacan.linux.paths import is_on, make_in_root, open_in_root
 from seacan.runtime import spec
-from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
+from seacan.runtime.bundle import DirectoryRoot, Rootfs
 from seacan.runtime.failure import SetupFailed, not_permitted, step, words
 from seacan.runtime.mounts import PROC_ALLOWED, MountPlan
 
@@ -59,70 +60,7 @@ def mount_root(rootfs: Rootfs) -> int:
         with step(f"error preparing rootfs {rootfs.path}"):
             return k.open_tree(k.AT_FDCWD, rootfs.path, k.OPEN_TREE_CLONE | k.AT_RECURSIVE)
     with step("error mounting overlay to rootfs"):
-        return _mount_overlay(rootfs)
-
-
-def _mount_overlay(rootfs: OverlayRoot) -> int:
-    lower = rootfs.lower
-    if rootfs.upper is None and len(lower) == 1:
-        # overlay wants two layers at least; one alone is a read-only view of its folder
-        fd = k.open_tree(k.AT_FDCWD, lower[0], k.OPEN_TREE_CLONE)
-        k.mount_setattr(fd, set=k.MOUNT_ATTR_RDONLY)
-        return fd
-    fs = k.fsopen("overlay")
-    try:
-        k.fsconfig_string(fs, "source", "overlay")
-        try:
-            for layer in lower:
-                k.fsconfig_string(fs, "lowerdir+", layer)
-        except OSError as error:
-            if error.errno != errno.EINVAL or not _lacks_lowerdir_append():
-                raise
-            return _mount_overlay_classic(rootfs)
-        if rootfs.upper is not None and rootfs.work is not None:
-            k.fsconfig_string(fs, "upperdir", rootfs.upper)
-            k.fsconfig_string(fs, "workdir", rootfs.work)
-        for option in rootfs.options:
-            key, equals, value = option.partition("=")
-            if equals:
-                k.fsconfig_string(fs, key, value)
-            else:
-                k.fsconfig_flag(fs, key)
-        k.fsconfig_create(fs)
-        return k.fsmount(fs)
-    finally:
-        os.close(fs)
-
-
-def _lacks_lowerdir_append() -> bool:
-    """lowerdir+ came with Linux 6.7 (usable since 6.8)."""
-    major, minor = os.uname().release.split(".")[:2]
-    return (int(major), int("".join(c for c in minor if c.isdigit()))) < (6, 8)
-
-
-def _mount_overlay_classic(rootfs: OverlayRoot) -> int:
-    """mount(2), whose options end at one page: layers are named relative to their common folder, in a private
-    mount namespace that a child of ours lends us the mount from."""
-    common = os.path.commonpath(rootfs.lower) if len(rootfs.lower) > 1 else os.path.dirname(rootfs.lower[0])
-    layers = [os.path.relpath(layer, common).replace("\\", "\\\\").replace(":", "\\:") for layer in rootfs.lower]
-    options = ["lowerdir=" + ":".join(layers)]
-    if rootfs.upper is not None and rootfs.work is not None:
-        options += [f"upperdir={rootfs.upper}", f"workdir={rootfs.work}"]
-    data = ",".join([*options, *rootfs.options])
-    if len(data) >= 4096:
-        raise OSError(errno.E2BIG, f"{len(rootfs.lower)} layers need Linux 6.8 or shorter paths", "overlay")
-    before = os.open(".", _PATH | os.O_DIRECTORY)
-    try:
-        os.chdir(common)
-        # In the container's own mount namespace: on top of the common folder, copied, and taken off again.
-        k.mount("overlay", common, "overlay", 0, data)
-        try:
-            return k.open_tree(k.AT_FDCWD, common, k.OPEN_TREE_CLONE)
-        finally:
-            k.umount2(common, k.MNT_DETACH)
-    finally:
-        os.fchdir(before)
-        os.close(before)
+        return mount_overlay(rootfs.lower, rootfs.upper, rootfs.work, rootfs.options)
 
 
 class RootBuilder:

@@ -8,10 +8,9 @@ import tempfile
 from pathlib import Path
 
 from seacan.errors import Unsupported
-from seacan.runtime.bundle import OverlayRoot
+from seacan.linux.overlay import mount_overlay
 from seacan.storage.database import Database
 from seacan.storage.layers import Layers
-from seacan.storage.mounting import mount_overlay
 from seacan.storage.overlay import OverlaySnapshots
 from seacan.storage.snapshots import Snapshots
 from seacan.storage.trash import Trash
@@ -54,7 +53,7 @@ def overlay_obstacle(folder: Path) -> str:
         for path in (lower, upper, work):
             os.mkdir(path)
         try:
-            os.close(mount_overlay(OverlayRoot((lower,), upper, work)))
+            os.close(mount_overlay((lower,), upper, work))
         except OSError as error:
             return error.strerror or str(error)
     return ""

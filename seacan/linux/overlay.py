@@ -1,0 +1,118 @@
+"""Mounts an overlay as a descriptor: attached to no path, in no namespace, gone when the descriptor is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+
+from seacan.linux import syscalls as k
+
+_VALUE_LIMIT = 255
+"""Bytes of one fsconfig string."""
+_PAGE = 4096
+_FD = "/proc/self/fd"
+
+
+def mount_overlay(
+    lower: Sequence[str], upper: str | None = None, work: str | None = None, options: Sequence[str] = ()
+) -> int:
+    """A descriptor of the mount. ``lower`` lists folders, the topmost first; ``options`` are ``key`` or ``key=value``.
+
+    Before Linux 6.8 with more layers than one fsconfig string names (about 60), the mount is made for a moment on top
+    of a folder, so the caller must then be in a mount namespace of its own.
+
+    Raises:
+        OSError: with the mount's options or the layer's path as its file name.
+    """
+    if upper is None and len(lower) == 1:
+        # overlay wants two layers at least; one alone is a read-only view of its folder
+        fd = k.open_tree(k.AT_FDCWD, lower[0], k.OPEN_TREE_CLONE)
+        k.mount_setattr(fd, set=k.MOUNT_ATTR_RDONLY)
+        return fd
+    if _appends_layers():
+        return _mount(lower, upper, work, options)
+    return _mount_by_number(lower, upper, work, options)
+
+
+def _appends_layers() -> bool:
+    """``lowerdir+`` came with Linux 6.7 and is usable since 6.8; an older kernel refuses it only at the very end."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int("".join(c for c in minor if c.isdigit()) or 0)) >= (6, 8)
+
+
+def _mount(lower: Sequence[str], upper: str | None, work: str | None, options: Sequence[str]) -> int:
+    context = k.fsopen("overlay")
+    try:
+        k.fsconfig_string(context, "source", "overlay")
+        with contextlib.ExitStack() as opened:
+            for layer in lower:
+                k.fsconfig_string(context, "lowerdir+", _short(layer, opened))
+            if upper is not None and work is not None:
+                k.fsconfig_string(context, "upperdir", _short(upper, opened))
+                k.fsconfig_string(context, "workdir", _short(work, opened))
+            _set_options(context, options)
+            k.fsconfig_create(context)
+        return k.fsmount(context)
+    finally:
+        os.close(context)
+
+
+def _set_options(context: int, options: Sequence[str]) -> None:
+    for option in options:
+        key, equals, value = option.partition("=")
+        if equals:
+            k.fsconfig_string(context, key, value)
+        else:
+            k.fsconfig_flag(context, key)
+
+
+def _short(path: str, opened: contextlib.ExitStack) -> str:
+    """``path``, or another name of it that fits into an fsconfig string."""
+    if len(os.fsencode(path)) <= _VALUE_LIMIT:
+        return path
+    return f"{_FD}/{_open(path, opened)}"
+
+
+def _open(path: str, opened: contextlib.ExitStack) -> int:
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened.callback(os.close, fd)
+    return fd
+
+
+def _mount_by_number(lower: Sequence[str], upper: str | None, work: str | None, options: Sequence[str]) -> int:
+    """All layers in one string, named by the numbers of descriptors: the shortest names there are."""
+    with contextlib.ExitStack() as opened:
+        layers = ":".join(str(_open(path, opened)) for path in lower)
+        folders = [f"{_FD}/{_open(path, opened)}" for path in (upper, work) if path is not None]
+        before = _open(".", opened)
+        os.chdir(_FD)
+        opened.callback(os.fchdir, before)
+        if len(layers) <= _VALUE_LIMIT:
+            context = opened.enter_context(contextlib.closing(_Context()))
+            k.fsconfig_string(context.fd, "source", "overlay")
+            k.fsconfig_string(context.fd, "lowerdir", layers)
+            for key, folder in zip(("upperdir", "workdir"), folders, strict=False):
+                k.fsconfig_string(context.fd, key, folder)
+            _set_options(context.fd, options)
+            k.fsconfig_create(context.fd)
+            return k.fsmount(context.fd)
+        names = [f"{key}={folder}" for key, folder in zip(("upperdir", "workdir"), folders, strict=False)]
+        data = ",".join([f"lowerdir={layers}", *names, *options])
+        if len(data) >= _PAGE:
+            raise OSError(errno.E2BIG, f"{len(lower)} layers are too many for this kernel", "overlay")
+        place = lower[0]
+        k.mount("overlay", place, "overlay", 0, data)
+        try:
+            return k.open_tree(k.AT_FDCWD, place, k.OPEN_TREE_CLONE)
+        finally:
+            k.umount2(place, k.MNT_DETACH)
+
+
+class _Context:
+    def __init__(self) -> None:
+        self.fd = k.fsopen("overlay")
+
+    def close(self) -> None:
+        os.close(self.fd)
