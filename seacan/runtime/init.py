@@ -16,6 +16,8 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+import msgspec
+
 from seacan.linux import syscalls as k
 from seacan.linux.paths import make_in_root
 from seacan.runtime import channel as words_of
@@ -140,11 +142,14 @@ def _unshare_time(offsets: dict[str, spec.LinuxTimeOffset]) -> None:
         k.unshare(k.CLONE_NEWTIME)
     text = "".join(f"{clock} {offset.secs} {offset.nanosecs}\n" for clock, offset in offsets.items())
     with step("failed to update /proc/self/timens_offsets"):
+        # The file is the owner's only while we are dumpable; we are not in a pid namespace of the container yet.
+        k.prctl(k.PR_SET_DUMPABLE, 1)
         fd = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, text.encode())
         finally:
             os.close(fd)
+            k.prctl(k.PR_SET_DUMPABLE, 0)
 
 
 def run_init(plan: InitPlan, channel: Channel, second: bool = False) -> NoReturn:
@@ -152,7 +157,7 @@ def run_init(plan: InitPlan, channel: Channel, second: bool = False) -> NoReturn
     try:
         executable = _prepare(plan, channel, second)
         channel = _wait_for_start(plan, channel)
-        run_hooks(plan.hooks.start_container, plan.state, "startContainer")
+        _run_own_hooks(plan, plan.hooks.start_container, "startContainer", "created")
         listener = executable.load()
         if listener >= 0:
             channel.send(words_of.LISTENER, b"", (listener,))
@@ -291,6 +296,8 @@ def _build_root(plan: InitPlan, channel: Channel) -> RootBuilder:
             k.mount("", "/", "", k.MS_PRIVATE)
     root = plan.root_fd if plan.root_fd >= 0 else mount_root(plan.rootfs)
     with step("error attaching rootfs"):
+        if propagation & k.MS_SHARED:
+            k.mount_setattr(root, propagation=k.MS_PRIVATE)
         # On top of "/", which no lookup of ours crosses until pivot_root: no mount point of its own is needed.
         k.move_mount(root, k.AT_FDCWD, "/")
     builder = RootBuilder(root, userns=plan.userns, cgroup=plan.cgroup, cgroupns=plan.unshare_cgroup)
@@ -311,8 +318,14 @@ def _build_root(plan: InitPlan, channel: Channel) -> RootBuilder:
     if plan.hooks.prestart or plan.hooks.create_runtime:
         channel.send(words_of.HOOKS)
         channel.expect(words_of.HOOKED)
-    run_hooks(plan.hooks.create_container, plan.state, "createContainer")
+    _run_own_hooks(plan, plan.hooks.create_container, "createContainer", "creating")
     return builder
+
+
+def _run_own_hooks(plan: InitPlan, hooks: Sequence[spec.Hook], name: str, status: str) -> None:
+    """Hooks of the container's namespaces, which see our pid as we do."""
+    if hooks:
+        run_hooks(hooks, msgspec.structs.replace(plan.state, pid=os.getpid(), status=status), name)
 
 
 def prepared_bind(mount: MountPlan) -> int:
@@ -340,10 +353,6 @@ def _finish_root(plan: InitPlan, builder: RootBuilder) -> None:
     plan.sysctl = {}
     builder.readonly(plan.readonly)
     builder.mask(plan.masked)
-    if plan.propagation:
-        with step("error setting rootfs propagation"):
-            propagation = PROPAGATION[plan.propagation]
-            k.mount_setattr(builder.root, propagation=propagation & ~k.MS_REC)
     if plan.readonly_root:
         with step("error setting rootfs as readonly"):
             k.mount_setattr(builder.root, set=k.MOUNT_ATTR_RDONLY)
@@ -351,3 +360,7 @@ def _finish_root(plan: InitPlan, builder: RootBuilder) -> None:
         builder.move_to_root()
     else:
         builder.pivot()
+    if plan.propagation:
+        # Only now: pivot_root refuses shared mounts.
+        with step("error setting rootfs propagation"):
+            k.mount("", "/", "", PROPAGATION[plan.propagation] & ~k.MS_REC)
