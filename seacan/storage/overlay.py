@@ -73,11 +73,7 @@ class OverlaySnapshots:
 
     def view(self, parent: ChainID | None) -> Rootfs:
         # Overlay wants two layers where there is no upper one, and a bare folder would show its whiteouts.
-        empty = self.root.parent / "empty"
-        empty.mkdir(exist_ok=True, mode=0o755)
-        return OverlayRoot(
-            (*self._lower(parent), str(empty), *(() if parent else (str(empty),))), options=self._options
-        )
+        return OverlayRoot((*self._lower(parent), self._empty("below")), options=self._options)
 
     def parent(self, key: str) -> ChainID | None:
         row = self._database.execute("SELECT parent FROM snapshots WHERE key = ?", (key,)).fetchone()
@@ -133,7 +129,13 @@ class OverlaySnapshots:
                 self._trash.discard(self.root / name)
 
     def _lower(self, parent: ChainID | None) -> tuple[str, ...]:
-        return tuple(str(layer.path) for layer in self._layers.stack(parent))
+        return tuple(str(layer.path) for layer in self._layers.stack(parent)) or (self._empty("image"),)
+
+    def _empty(self, name: str) -> str:
+        """An empty folder; overlay refuses the same one twice."""
+        folder = self.root.parent / "empty" / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        return str(folder)
 
     def _recipe(self, folder: Path, lower: tuple[str, ...]) -> OverlayRoot:
         return OverlayRoot(lower, str(folder / "diff"), str(folder / "work"), self._options)
