@@ -108,7 +108,8 @@ class Execs:
         """Run a registered command.
 
         With ``connect`` its streams are joined to that client; whatever goes wrong after it was called is written
-        there, as dockerd does; ``multiplexed`` is the client's choice, whether or not there is a terminal. Without, it runs detached and failures are raised.
+        there, as dockerd does; ``multiplexed`` is the client's choice, whether or not there is a terminal. Without
+        it runs detached, and failures are raised.
         """
         exec = self.get(id)
         container = exec.container

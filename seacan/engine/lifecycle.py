@@ -491,7 +491,7 @@ class Lifecycle:
             if state.status != "restarting":
                 return False
             self._cancel_restart(container)
-            container.state.manually_stopped = True
+            container.state.manually_stopped = not self._closing
             container.state.running = container.state.restarting = False
             self._engine.containers.save_state(container)
             container.tell_stopped()
@@ -634,8 +634,28 @@ class Lifecycle:
         self._cancel_restart(container)
 
     async def close(self) -> None:
-        """The engine ends; containers go on. Nothing is restarted from here on."""
+        """The engine ends. Containers go on with ``live_restore``; else they are stopped, as by dockerd, and those with
+        a restart policy come back at the next start."""
         self._closing = True
+        if self._engine.options.live_restore:
+            return
+        limit = self._engine.options.shutdown_timeout
+        live = [container for container in self._engine.containers if container.state.running]
+        async with asyncio.TaskGroup() as group:
+            for container in live:
+                group.create_task(self._stop_at_close(container, limit))
+
+    async def _stop_at_close(self, container: Container, limit: int) -> None:
+        patience = container.stop_timeout
+        if limit >= 0:
+            patience = min(patience, limit) if patience >= 0 else limit
+        try:
+            if container.state.paused:
+                await self.unpause(container.id)
+            await self._stop(container, patience, self._stop_signal(container))
+            await container.settled()
+        except SeacanError as error:
+            log.error("cannot stop container %s: %s", container.id, error)
 
 
 async def _within(future: asyncio.Future[ExitStatus], seconds: float | None) -> bool:
