@@ -105,9 +105,10 @@ class RootBuilder:
                         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), plan.destination)
                     k.move_mount(tree, target)
             return
+        inherits_mode = plan.type == "tmpfs" and self._exists(plan.destination)
         with _closing(self._filesystem_target(plan)) as target:
             self._check_procfs(target, plan, -1)
-            if plan.type == "tmpfs" and not any(key == "mode" for key, _ in plan.data):
+            if inherits_mode and not any(key == "mode" for key, _ in plan.data):
                 plan.data.append(("mode", f"{stat.S_IMODE(os.stat(target).st_mode):o}"))
             tree = mount_filesystem(plan)
             try:
@@ -124,6 +125,14 @@ class RootBuilder:
                 self.proc = tree
             else:
                 os.close(tree)
+
+    def _exists(self, path: str) -> bool:
+        """A tmpfs takes the mode of what it covers; where the image has nothing, everybody may write (as in runc)."""
+        found = self._find(path)
+        if found is None:
+            return False
+        os.close(found)
+        return True
 
     def _filesystem_target(self, plan: MountPlan) -> int:
         if plan.type not in ("proc", "sysfs"):
