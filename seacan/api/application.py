@@ -26,7 +26,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RESOURCES = ("system", "containers", "execs", "archive", "images", "volumes", "networks", "build", "swarm", "plugins")
+RESOURCES = (
+    "system",
+    "containers",
+    "execs",
+    "archive",
+    "filesystem",
+    "images",
+    "volumes",
+    "networks",
+    "build",
+    "swarm",
+    "plugins",
+)
 """The modules of this package that have ``routes(engine)``."""
 
 

@@ -1,4 +1,4 @@
-"""Images: everything under /images but the build's cache, and the export of containers' file systems."""
+"""Images: everything under /images."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         return json_response([msgspec.to_builtins(item) for item in images.history(name)])
 
     async def tag(request: web.Request) -> web.StreamResponse:
-        reference = _repository_and_tag(request.query.get("repo", ""), request.query.get("tag", ""))
+        reference = repository_and_tag(request.query.get("repo", ""), request.query.get("tag", ""))
         name = _name(request)
         if reference is None:
             images.resolve(name)
@@ -108,7 +108,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         names = [part for name in names for part in name.split(",")]
         platforms = [_decode_platform(text) for text in request.query.getall("platform", [])]
         selected = select(images, names, platforms[0] if platforms else None)
-        return await _stream_archive(request, save(images, selected))
+        return await stream_archive(request, save(images, selected))
 
     @cancellable
     async def create(request: web.Request) -> web.StreamResponse:
@@ -124,7 +124,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
 
     async def import_(request: web.Request) -> web.StreamResponse:
         source = request.query.get("fromSrc", "")
-        reference = _repository_and_tag(request.query.get("repo", ""), request.query.get("tag", ""))
+        reference = repository_and_tag(request.query.get("repo", ""), request.query.get("tag", ""))
         platform = parse_platform(request.query["platform"]) if request.query.get("platform") else None
         if platform is not None and platform.os != "linux":
             raise InvalidParameter("operating system is not supported")
@@ -185,7 +185,7 @@ def _decode_platform(text: str) -> Platform:
     return platform
 
 
-def _repository_and_tag(repository: str, tag: str) -> references.Reference | None:
+def repository_and_tag(repository: str, tag: str) -> references.Reference | None:
     """The ``repo`` and ``tag`` parameters as one reference; None for none."""
     if not repository:
         return None
@@ -269,7 +269,7 @@ def _late_stream(request: web.Request) -> _LateStream:
     return _LateStream(request)
 
 
-async def _stream_archive(request: web.Request, archive: AsyncIterator[bytes]) -> web.StreamResponse:
+async def stream_archive(request: web.Request, archive: AsyncIterator[bytes]) -> web.StreamResponse:
     """A tar as the answer. What fails before the first byte is a status; later the connection is cut."""
     iterator = aiter(archive)
     first = await anext(iterator, b"")

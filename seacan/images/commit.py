@@ -21,7 +21,7 @@ from seacan.images.reference import Reference
 from seacan.images.store import Image, Images, LayerBlob, Lease
 from seacan.runtime.bundle import DirectoryRoot
 from seacan.storage import digest as digests
-from seacan.storage import unpack, worker
+from seacan.storage import unpack, walk, worker
 from seacan.storage.compression import Compression
 from seacan.storage.digest import ChainID, DiffID, Digest
 from seacan.storage.layers import Staged
@@ -60,18 +60,18 @@ async def commit_layer(
     With ``take`` its folder is moved rather than copied, and the snapshot is removed: for a build's own snapshots. The
     new layer is kept until ``lease`` ends, or for good once an image uses it.
     """
-    upper = images.snapshots.upper(key)
-    blob, diff_id = await pack_layer(images, upper, lease)
-    chain_id = digests.chain_id(parent, diff_id)
-    lease.add(chain_id)
-    if not images.layers.contains(chain_id):
-        if take:
-            size = (await asyncio.to_thread(images.snapshots.usage, key)).size
-            staged = images.layers.adopt(upper, diff_id, size)
-        else:
-            with images.blobs.open(blob.digest) as file:
-                staged = await images.layers.unpack(file.fileno(), f"changes of {key}")
-        images.layers.commit(staged, parent, diff_id)
+    with images.snapshots.difference(key) as changes:
+        blob, diff_id = await pack_layer(images, changes, lease)
+        chain_id = digests.chain_id(parent, diff_id)
+        lease.add(chain_id)
+        if not images.layers.contains(chain_id):
+            if take:
+                size = (await asyncio.to_thread(walk.usage, changes)).size
+                staged = images.layers.adopt(changes, diff_id, size)
+            else:
+                with images.blobs.open(blob.digest) as file:
+                    staged = await images.layers.unpack(file.fileno(), f"changes of {key}")
+            images.layers.commit(staged, parent, diff_id)
     if take:
         images.snapshots.remove(key)
     return NewLayer(chain_id, diff_id, blob, images.layers.get(chain_id).size)

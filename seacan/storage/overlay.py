@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from seacan.errors import Conflict, NotFound, System
@@ -99,6 +101,9 @@ class OverlaySnapshots:
 
     def upper(self, key: str) -> Path:
         return self.root / key / "diff"
+
+    def difference(self, key: str) -> AbstractContextManager[Path]:
+        return contextlib.nullcontext(self.upper(key))
 
     def graph_driver(self, key: str | None, parent: ChainID | None) -> dict[str, str]:
         if key is None:

@@ -8,6 +8,7 @@ Every implementation passes ``tests/unit/storage/test_snapshots.py``.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
@@ -79,6 +80,9 @@ class Snapshots(Protocol):
 
     def upper(self, key: str) -> Path:
         """The folder that holds the changes (overlay) or the whole tree (vfs)."""
+
+    def difference(self, key: str) -> AbstractContextManager[Path]:
+        """A folder with the changes alone, in overlay's form, for as long as the block lasts. Call it in a thread."""
 
     def graph_driver(self, key: str | None, parent: ChainID | None) -> dict[str, str]:
         """Docker's ``GraphDriver.Data`` of a container (``key``) or an image (``parent``)."""

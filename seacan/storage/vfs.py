@@ -10,8 +10,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from seacan.errors import Conflict, NotFound, System
@@ -99,6 +100,24 @@ class VfsSnapshots:
     def upper(self, key: str) -> Path:
         return self.root / key
 
+    @contextlib.contextmanager
+    def difference(self, key: str) -> Iterator[Path]:
+        """A copy of what is not the image's, and whiteouts for what was."""
+        folder = self.root / f".difference-{secrets.token_hex(8)}"
+        folder.mkdir(mode=0o755)
+        try:
+            with contextlib.ExitStack() as opened:
+                source, target = os.open(self.upper(key), _FOLDER), os.open(folder, _FOLDER)
+                opened.callback(os.close, source)
+                opened.callback(os.close, target)
+                links = _Links(target)
+                _copy_attributes(source, target)
+                for change in self.changes(key):
+                    _copy_change(change, source, target, links)
+            yield folder
+        finally:
+            self._trash.discard(folder)
+
     def graph_driver(self, key: str | None, parent: ChainID | None) -> dict[str, str]:
         return {}
 
@@ -171,6 +190,33 @@ def _merge(target: int, sources: list[int], links: _Links, path: str) -> None:
                 _copy_file(name, info, source, target, links, path + name)
         if walk.is_opaque(source):
             break
+
+
+def _copy_change(change: Change, source: int, target: int, links: _Links) -> None:
+    *parents, name = change.path.strip("/").split("/")
+    with contextlib.ExitStack() as opened:
+        for parent in parents:
+            source = os.open(parent, _FOLDER, dir_fd=source)
+            opened.callback(os.close, source)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(parent, 0o700, dir_fd=target)
+            target = os.open(parent, _FOLDER, dir_fd=target)
+            opened.callback(os.close, target)
+            _copy_attributes(source, target)
+        if change.kind is ChangeKind.DELETED:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=target)
+            return
+        info = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if not stat.S_ISDIR(info.st_mode):
+            _copy_file(name, info, source, target, links, change.path.strip("/"))
+            return
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=target)
+        original = os.open(name, _FOLDER, dir_fd=source)
+        opened.callback(os.close, original)
+        copy = os.open(name, _FOLDER, dir_fd=target)
+        opened.callback(os.close, copy)
+        _copy_attributes(original, copy)
 
 
 def _copy_file(name: str, info: os.stat_result, source: int, target: int, links: _Links, path: str) -> None:

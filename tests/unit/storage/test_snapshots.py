@@ -241,3 +241,19 @@ async def test_nothing_stays_mounted(snapshots: Snapshots, stack: Stack) -> None
     with mounted(snapshots.prepare("c1", await stack([Entry("a")], [Entry("b")]))):
         pass
     assert Path("/proc/self/mountinfo").read_text().count("\n") == before
+
+
+async def test_the_difference_is_a_layer(snapshots: Snapshots, stack: Stack) -> None:
+    top = await stack([folder("d", 0o750), Entry("d/x", b"x"), Entry("d/y", b"y"), Entry("same", b"s")])
+    with mounted(snapshots.prepare("c1", top)) as root:
+        (root / "d/x").write_bytes(b"changed")
+        (root / "d/y").unlink()
+        (root / "n/deep").mkdir(parents=True)
+        (root / "n/deep/f").write_bytes(b"f")
+        os.link(root / "n/deep/f", root / "n/g")
+    with snapshots.difference("c1") as changes:
+        assert sorted(os.listdir(changes)) == ["d", "n"]
+        assert (changes / "d/x").read_bytes() == b"changed"
+        assert stat.S_IMODE((changes / "d").stat().st_mode) == 0o750
+        assert stat.S_ISCHR((changes / "d/y").lstat().st_mode) and (changes / "d/y").lstat().st_rdev == 0
+        assert (changes / "n/deep/f").stat().st_ino == (changes / "n/g").stat().st_ino
