@@ -7,6 +7,7 @@ Validation of what a client sends is :mod:`seacan.engine.verify`.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import posixpath
@@ -28,6 +29,7 @@ from seacan.engine.profiles import seccomp as seccomp_profiles
 from seacan.engine.verify import SecurityOptions, merge_update, security_options, verify
 from seacan.errors import InvalidParameter, System, Unsupported
 from seacan.linux import seccomp
+from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
 from seacan.runtime.spec import (
     Box,
@@ -365,7 +367,7 @@ def _mapped(mapping: DeviceMapping) -> Iterable[tuple[Device, LinuxDeviceCgroup]
             if device is not None:
                 found.append(device)
     except OSError as error:
-        failure = f"lstat {source}: {(error.strerror or '').lower()}"
+        failure = (error.strerror or "").lower()
     if not found:
         raise System(
             f'error gathering device information while adding custom device "{mapping.path_on_host}": {failure}'
@@ -636,8 +638,7 @@ def merge_tmpfs_options(options: Sequence[str]) -> list[str]:
         if key is None:
             name, equals, _ = option.partition("=")
             if not equals or name not in _TMPFS_DATA:
-                words = " ".join(f'"{word}"' for word in option.split("=", 1))
-                raise System(f"invalid tmpfs option [{words}]")
+                raise System(f'invalid tmpfs option "{option}"')
             key = f"={name}"
         if key not in seen:
             seen.add(key)
@@ -697,8 +698,24 @@ def _bind(spec: Spec, point: MountPoint, options: EngineOptions, facts: Host) ->
         words.append(point.propagation)
     subpath = point.spec.volume_options.subpath if point.type == "volume" and point.spec.volume_options else ""
     if subpath:
-        words.append(f"subpath={subpath}")  # resolved by the runtime below the volume, whose content is hostile
+        _check_subpath(point.source, subpath)
+        words.append(f"subpath={subpath}")  # the runtime resolves it again: what is hostile may have changed
     return Mount(point.destination, "bind", point.source, words)
+
+
+def _check_subpath(base: str, subpath: str) -> None:
+    """See that a subpath exists in a volume and does not lead out of it. Raises System in dockerd's words."""
+    try:
+        top = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.close(openat2(top, subpath, os.O_PATH | os.O_CLOEXEC, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS))
+        finally:
+            os.close(top)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise System(f"path concatenation escapes the base directory, base: {base}, subpath: {subpath}") from error
+        path = posixpath.join(base, subpath)
+        raise System(f"cannot access path {path}: lstat {path}: {(error.strerror or '').lower()}") from error
 
 
 def _check_propagation(spec: Spec, point: MountPoint, options: EngineOptions) -> None:

@@ -7,6 +7,7 @@ silent no-op. What concerns the client's JSON alone is :mod:`seacan.engine.creat
 
 from __future__ import annotations
 
+import posixpath
 import re
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ def verify(
             raise InvalidParameter(f'hostname "{config.hostname}" is too long (maximum {MAXIMUM_HOSTNAME} bytes)')
     _verify_realtime(host_config, facts)
     check_mounts(host_config)
+    for destination in host_config.tmpfs or {}:
+        _verify_destination(destination)
     for field, names in (("CapAdd", host_config.cap_add), ("CapDrop", host_config.cap_drop)):
         try:
             capabilities.normalise(names or ())
@@ -68,6 +71,8 @@ def verify(
     if host_config.cgroup and not host_config.cgroup.startswith("container:"):
         raise InvalidParameter(f"invalid cgroup: {host_config.cgroup}")
     security_options(host_config, options)
+    if any(mount.type == "image" for mount in host_config.mounts or []):
+        warnings.append("Image mount is an experimental feature")
     if host_config.storage_opt:
         for name in host_config.storage_opt:
             if name != "size":
@@ -79,6 +84,14 @@ def verify(
             "Use a custom network instead."
         )
     return warnings
+
+
+def _verify_destination(path: str) -> None:
+    clean = path.replace("\\", "/")
+    if posixpath.normpath(clean) in ("/", "//"):
+        raise InvalidParameter("invalid specification: destination can't be '/'")
+    if not clean.startswith("/"):
+        raise InvalidParameter(f"invalid mount path: '{path}' mount path must be absolute")
 
 
 def _verify_runtime(runtime: str, options: EngineOptions) -> None:

@@ -435,7 +435,7 @@ def write_procfs(proc: int, path: str, value: str) -> None:
 def open_bind(plan: MountPlan) -> int:
     """A detached copy of a bind mount's source.
 
-    An option ``subpath=`` names what of the source to take, resolved inside it: a volume's content is hostile. A source
+    An option ``subpath=`` names what of the source to take, never outside it: a volume's content is hostile. A source
     below ``/proc/<pid>/root`` lies in that process's mount namespace.
     """
     flags = k.OPEN_TREE_CLONE | (k.AT_RECURSIVE if plan.recursive else 0)
@@ -443,7 +443,7 @@ def open_bind(plan: MountPlan) -> int:
     if subpath:
         with (
             _closing(os.open(plan.source, _PATH | os.O_DIRECTORY)) as top,
-            _closing(open_in_root(top, subpath)) as found,
+            _closing(k.openat2(top, subpath, _PATH, resolve=k.RESOLVE_BENEATH | k.RESOLVE_NO_MAGICLINKS)) as found,
         ):
             return k.open_tree(found, "", flags | k.AT_EMPTY_PATH)
     foreign = _FOREIGN.match(plan.source)
@@ -461,6 +461,7 @@ def _open_foreign(source: str, pid: str, flags: int) -> int:
         _closing(os.open(source, _PATH)) as found,
         _closing(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as own,
         _closing(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as theirs,
+        _closing(os.open("/", _PATH | os.O_DIRECTORY)) as root,
         _closing(os.open(".", _PATH | os.O_DIRECTORY)) as before,
     ):
         k.setns(theirs, k.CLONE_NEWNS)
@@ -468,6 +469,8 @@ def _open_foreign(source: str, pid: str, flags: int) -> int:
             return k.open_tree(found, "", flags | k.AT_EMPTY_PATH)
         finally:
             k.setns(own, k.CLONE_NEWNS)
+            os.fchdir(root)  # setns(2) made our root the topmost one: by now perhaps the container's
+            os.chroot(".")
             os.fchdir(before)
 
 

@@ -338,6 +338,8 @@ class Volumes:
                 if not entry.is_directory:
                     if point.anonymous:
                         raise System(f"cannot mount volume over existing file, file exists /{entry.path}")
+                    if point.copy:
+                        raise System(f"source /{entry.path} is not directory")
                     continue
                 full = point.copy and bool(view.names(entry))
             if not point.copy:

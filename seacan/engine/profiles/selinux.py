@@ -51,8 +51,11 @@ def _contexts() -> tuple[str, str]:
 def labels(options: Sequence[str], identity: str, *, enabled: bool) -> tuple[str, str]:
     """The process label and the mount label for ``--security-opt label=…`` options; empty when there are to be none.
 
-    Raises InvalidParameter for an option that is not of the form ``key:value`` with a known key, or ``disable``.
+    Raises InvalidParameter for an option that is not of the form ``key:value`` with a known key, or ``disable``;
+    without SELinux nothing is looked at, as by dockerd.
     """
+    if not enabled or not supported():
+        return "", ""
     chosen: dict[str, str] = {}
     for option in options:
         if option in ("disable", "nested"):
@@ -68,7 +71,7 @@ def labels(options: Sequence[str], identity: str, *, enabled: bool) -> tuple[str
                 f"bad label option {option!r}, valid options 'disable, user, role, level, type, filetype'"
             )
         chosen[key] = value
-    if "disable" in options or not enabled or not supported():
+    if "disable" in options:
         return "", ""
     process, file = (context.split(":", 3) for context in _contexts())
     level = chosen.get("level") or f"{process[3]}:{_categories(identity)}"
