@@ -245,6 +245,10 @@ class Links:
                 index = self._make(one.spec, one.endpoint, netns, container)
                 container.request([*first, *self._configuration(one.spec, one.endpoint, index)])
                 first = []
+                # The near end learns from a work queue that its peer is up, and carries nothing until then, which can
+                # take a second; being asked for its state makes the kernel see to it now (linkwatch_sync_dev).
+                if one.endpoint.interface:
+                    rt.link(self.socket, one.endpoint.interface)
             for one in joins:
                 self._sysctls(one.endpoint, netns)
         except NetlinkError as error:
