@@ -377,7 +377,10 @@ class Containers:
                 )
             before = container.record.host_config
             after = copy(before)
-            warnings = oci.merge_update(after, wanted)
+            try:
+                warnings = oci.merge_update(after, wanted)
+            except Conflict as error:
+                raise Conflict(f"Cannot update container {container.id}: {error}") from error
             if wanted.restart_policy.name:
                 if before.auto_remove and wanted.restart_policy.name != "no":
                     raise Conflict(

@@ -94,7 +94,7 @@ def check_host_config(host_config: HostConfig) -> None:
     if policy.maximum_retry_count < 0:
         raise InvalidParameter("invalid restart policy: maximum retry count cannot be negative")
     if host_config.isolation.lower() not in ("", "default"):
-        raise InvalidParameter(f"invalid isolation '{host_config.isolation}' on linux")
+        raise InvalidParameter(f"invalid isolation ({host_config.isolation}): linux only supports 'default'")
     if "" in (host_config.annotations or {}):
         raise InvalidParameter("invalid Annotations: the empty string is not permitted as an annotation key")
     _check_log(host_config.log_config)

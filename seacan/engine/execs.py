@@ -9,7 +9,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any
 
-from seacan.engine import oci
+from seacan.engine import oci, users
 from seacan.engine.config import ExecConfig
 from seacan.engine.container import Container
 from seacan.engine.names import new_id
@@ -89,7 +89,9 @@ class Execs:
             raise InvalidParameter("No exec command specified")
         container.require_running()
         if container.state.paused:
-            raise Conflict(f"Container {container.id} is paused, unpause the container before exec")
+            raise Conflict(f"Container {reference} is paused, unpause the container before exec")
+        if config.user:  # now rather than at the start: this answer can still carry an error
+            users.resolve(config.user, self._engine.snapshots.rootfs(container.id))
         keys = b"" if health_check else detach_keys(config.detach_keys)
         exec = Exec(container, config, keys)
         self._by_id[exec.id] = exec

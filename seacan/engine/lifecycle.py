@@ -267,7 +267,8 @@ class Lifecycle:
             raise Conflict(f"container {name} is not running")
         if kind == "ipc" and other.host_config.ipc_mode not in ("shareable", "host"):
             raise InvalidParameter(
-                f"container {name}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
+                f"failed to join IPC namespace: container {other.id}: non-shareable IPC "
+                "(hint: use IpcMode:shareable for the donor container)"
             )
         return other
 
@@ -603,7 +604,7 @@ class Lifecycle:
         resources = oci.resources(host_config, self._engine.options)
         try:
             await asyncio.to_thread(self._engine.cgroup(container).apply, resources)
-        except OSError as error:
+        except (OSError, SeacanError) as error:
             raise System(f"Cannot update container {container.id}: {error}") from error
 
     # --- waiting ---------------------------------------------------------------------------------------------------

@@ -448,17 +448,21 @@ def open_bind(plan: MountPlan) -> int:
             return k.open_tree(found, "", flags | k.AT_EMPTY_PATH)
     foreign = _FOREIGN.match(plan.source)
     if foreign is not None and foreign[1] != "self":
-        return _open_foreign(plan.source, foreign[1], flags)
+        return _open_foreign(foreign[1], plan.source[foreign.end() :], flags)
     return k.open_tree(k.AT_FDCWD, plan.source, flags)
 
 
 _FOREIGN: Final = re.compile(r"/proc/([0-9]+)/root/")
 
 
-def _open_foreign(source: str, pid: str, flags: int) -> int:
-    """The kernel copies mounts of its caller's namespace only (EINVAL), so go there for the moment of copying."""
+def _open_foreign(pid: str, path: str, flags: int) -> int:
+    """The kernel copies mounts of its caller's namespace only (EINVAL), so go there for the moment of copying.
+
+    ``path`` is resolved inside that process's root, which may have made a link of it that leads to the host.
+    """
     with (
-        _closing(os.open(source, _PATH)) as found,
+        _closing(os.open(f"/proc/{pid}/root", _PATH | os.O_DIRECTORY)) as their_root,
+        _closing(open_in_root(their_root, path)) as found,
         _closing(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as own,
         _closing(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as theirs,
         _closing(os.open("/", _PATH | os.O_DIRECTORY)) as root,
