@@ -24,7 +24,7 @@ from seacan.cli.output import (
     write_inspect,
     write_rows,
 )
-from seacan.cli.terminal import Demultiplexer
+from seacan.engine.frames import Demultiplexer
 from seacan.errors import InvalidParameter
 
 Fetched = Mapping[str, Any]

@@ -10,11 +10,11 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from seacan.engine.frames import Demultiplexer
 from seacan.errors import InvalidParameter, SeacanError
 
 DEFAULT_DETACH_KEYS: Final = "ctrl-p,ctrl-q"
@@ -213,29 +213,3 @@ def _frame_writer() -> Callable[[bytes], None]:
             _write_all(2 if stream == 2 else 1, payload)
 
     return write
-
-
-class Demultiplexer:
-    """Takes Docker's stream frames apart: 1 byte stream, 3 zero bytes, 4 bytes length, payload."""
-
-    def __init__(self) -> None:
-        self._head = b""
-        self._stream = 1
-        self._left = 0
-
-    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """(stream, payload) pieces, given as they come: a frame may arrive in several."""
-        view = memoryview(data)
-        while view:
-            if self._left:
-                piece = view[: self._left]
-                self._left -= len(piece)
-                view = view[len(piece) :]
-                yield self._stream, bytes(piece)
-                continue
-            need = 8 - len(self._head)
-            self._head += view[:need]
-            view = view[need:]
-            if len(self._head) == 8:
-                self._stream, self._left = struct.unpack(">BxxxL", self._head)
-                self._head = b""

@@ -87,10 +87,24 @@ def _why(error: OSError) -> str:
 # --- kernel --------------------------------------------------------------------------------------------------------
 
 _NEEDED: Final = (
-    ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_CHROOT", "CAP_MKNOD", "CAP_SETUID", "CAP_SETGID", "CAP_SETFCAP")
-    + ("CAP_SETPCAP", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_AUDIT_WRITE")
-    + ("CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SYS_PTRACE")
-)  # fmt: skip
+    "CAP_SYS_ADMIN",
+    "CAP_NET_ADMIN",
+    "CAP_SYS_CHROOT",
+    "CAP_MKNOD",
+    "CAP_SETUID",
+    "CAP_SETGID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SYS_PTRACE",
+)
 
 
 def _privileges(options: EngineOptions) -> Iterator[Finding]:
