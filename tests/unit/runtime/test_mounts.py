@@ -1,0 +1,228 @@
+"""Mounts: what options mean, and what a container then sees."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from seacan.errors import InvalidParameter, RuntimeFailed
+from seacan.linux import syscalls as k
+from seacan.runtime import mounts, spec
+from seacan.runtime.bundle import OverlayRoot
+from tests.bundles import Bundles
+
+
+def mounted(output: str, destination: str) -> list[str]:
+    """The fields of the line of /proc/self/mountinfo for a destination, after its root."""
+    lines = [line.split() for line in output.splitlines()]
+    return next(fields[3:] for fields in reversed(lines) if fields[4] == destination)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected_set", "expected_clear"),
+    [
+        (["ro"], k.MOUNT_ATTR_RDONLY, 0),
+        (["ro", "rw"], 0, k.MOUNT_ATTR_RDONLY),
+        (["rw", "ro"], k.MOUNT_ATTR_RDONLY, 0),
+        (["noatime"], k.MOUNT_ATTR_NOATIME, k.MOUNT_ATTR__ATIME),
+        (["noatime", "relatime"], 0, k.MOUNT_ATTR__ATIME),
+        (["nosuid", "suid", "nodev"], k.MOUNT_ATTR_NODEV, k.MOUNT_ATTR_NOSUID),
+    ],
+)
+def test_the_last_of_contradicting_options_wins(options: list[str], expected_set: int, expected_clear: int) -> None:
+    found = mounts.plan(spec.Mount("/a", "bind", "/b", options), "/bundle")
+    assert (found.set, found.clear) == (expected_set, expected_clear)
+
+
+def test_recursive_options_are_kept_apart() -> None:
+    found = mounts.plan(spec.Mount("/a", "bind", "b", ["rbind", "rro", "nosuid"]), "/bundle")
+    assert (found.kind, found.recursive, found.source) == ("bind", True, "/bundle/b")
+    assert (found.set, found.tree_set) == (k.MOUNT_ATTR_NOSUID, k.MOUNT_ATTR_RDONLY)
+
+
+def test_what_is_no_option_is_data() -> None:
+    found = mounts.plan(spec.Mount("/a", "tmpfs", "tmpfs", ["size=1m", "inode64", "sync"]), "/bundle")
+    assert found.data == [("size", "1m"), ("inode64", None)]
+    assert found.superblock == ["sync"]
+
+
+def test_a_destination_is_cleaned() -> None:
+    assert mounts.plan(spec.Mount("a/../../b//c", "tmpfs"), "/bundle").destination == "/b/c"
+
+
+def test_idmap_needs_a_bind_mount() -> None:
+    with pytest.raises(InvalidParameter, match="only for bind mounts"):
+        mounts.plan(spec.Mount("/a", "tmpfs", "tmpfs", ["idmap"]), "/bundle")
+
+
+def test_a_bind_mount_has_the_attributes_asked_for(bundles: Bundles) -> None:
+    source = bundles.folder / "source"
+    source.mkdir()
+    configuration = bundles.spec(["sh", "-c", "cat /proc/self/mountinfo; touch /m/x"])
+    configuration.mounts.append(spec.Mount("/m", "bind", str(source), ["rbind", "ro", "nosuid", "noexec", "rprivate"]))
+    code, output = bundles.run(configuration)
+    assert code == 1
+    assert mounted(output.rpartition("touch")[0], "/m")[2] == "ro,nosuid,noexec,relatime"
+    assert output.endswith("touch: /m/x: Read-only file system\n")
+
+
+def test_missing_mount_points_are_made_for_folders_and_files(bundles: Bundles) -> None:
+    (bundles.folder / "file").write_text("content")
+    configuration = bundles.spec(["sh", "-c", "cat /new/deep/file; test -d /other/dir && echo yes"])
+    configuration.mounts += [
+        spec.Mount("/new/deep/file", "bind", str(bundles.folder / "file"), ["bind"]),
+        spec.Mount("/other/dir", "tmpfs", "tmpfs"),
+    ]
+    assert bundles.run(configuration) == (0, "contentyes\n")
+
+
+def test_a_dangling_link_as_target_is_made_inside_the_root(bundles: Bundles) -> None:
+    (bundles.folder / "file").write_text("content")
+    root = bundles.overlay()
+    assert root.upper is not None
+    upper = Path(root.upper)
+    (upper / "etc").mkdir()
+    (upper / "etc/resolv.conf").symlink_to("../run/resolvconf/resolv.conf")
+    configuration = bundles.spec(["cat", "/run/resolvconf/resolv.conf"])
+    configuration.mounts.append(spec.Mount("/etc/resolv.conf", "bind", str(bundles.folder / "file"), ["bind"]))
+    assert bundles.run(configuration, rootfs=root) == (0, "content")
+
+
+def test_tmpfs_takes_the_mode_of_its_mount_point_unless_told(bundles: Bundles) -> None:
+    root = bundles.overlay()
+    assert root.upper is not None
+    (Path(root.upper) / "secret").mkdir(mode=0o700)
+    configuration = bundles.spec(["stat", "-c", "%a", "/secret", "/open"])
+    configuration.mounts += [
+        spec.Mount("/secret", "tmpfs", "tmpfs"),
+        spec.Mount("/open", "tmpfs", "tmpfs", ["mode=1777"]),
+    ]
+    assert bundles.run(configuration, rootfs=root) == (0, "700\n1777\n")
+
+
+def test_tmpcopyup_keeps_content_links_modes_and_owners(bundles: Bundles) -> None:
+    root = bundles.overlay()
+    assert root.upper is not None
+    data = Path(root.upper) / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "sub/file").write_text("content")
+    os.chown(data / "sub/file", 7, 8)
+    (data / "sub/file").chmod(0o640)
+    (data / "link").symlink_to("sub/file")
+    configuration = bundles.spec(["sh", "-c", "cat /data/link; stat -c '%a %u %g' /data/sub/file; touch /data/x"])
+    configuration.mounts.append(spec.Mount("/data", "tmpfs", "tmpfs", ["tmpcopyup", "ro"]))
+    assert bundles.run(configuration, rootfs=root) == (1, "content640 7 8\ntouch: /data/x: Read-only file system\n")
+
+
+def test_an_idmapped_mount_shifts_owners_both_ways(bundles: Bundles) -> None:
+    source = bundles.folder / "source"
+    source.mkdir()
+    (source / "file").touch()
+    os.chown(source / "file", 1000, 1000)
+    mapping = [spec.IDMapping(1000, 2000, 1), spec.IDMapping(5000, 0, 1)]
+    configuration = bundles.spec(["sh", "-c", "stat -c '%u %g' /m/file; touch /m/new"])
+    configuration.mounts.append(
+        spec.Mount("/m", "bind", str(source), ["bind"], uid_mappings=mapping, gid_mappings=mapping)
+    )
+    os.chown(source, 5000, 5000)
+    assert bundles.run(configuration) == (0, "2000 2000\n")
+    assert (source / "new").stat().st_uid == 5000
+
+
+def test_a_source_that_does_not_exist_is_an_error_with_both_names(bundles: Bundles) -> None:
+    configuration = bundles.spec(["true"])
+    configuration.mounts.append(spec.Mount("/m", "bind", "/nosuch", ["bind"]))
+    with pytest.raises(RuntimeFailed, match=r'error mounting "/nosuch" to rootfs at "/m": .*no such file or directory'):
+        bundles.run(configuration)
+
+
+def test_a_folder_on_a_file_is_refused_with_exit_code_127(bundles: Bundles) -> None:
+    configuration = bundles.spec(["true"])
+    configuration.mounts.append(spec.Mount("/etc/passwd", "bind", str(bundles.folder), ["bind"]))
+    with pytest.raises(RuntimeFailed, match="not a directory") as failure:
+        bundles.run(configuration)
+    assert failure.value.exit_code == 127
+
+
+def test_masked_and_readonly_paths(bundles: Bundles) -> None:
+    root = bundles.overlay()
+    assert root.upper is not None
+    (Path(root.upper) / "secrets").mkdir()
+    (Path(root.upper) / "secrets/file").write_text("secret")
+    (Path(root.upper) / "fixed").mkdir()
+    configuration = bundles.spec(
+        [
+            "sh",
+            "-c",
+            "ls /secrets | wc -l; wc -c < /proc/timer_list; touch /secrets/x; touch /fixed/x; echo > /etc/passwd",
+        ]
+    )
+    assert configuration.linux is not None
+    configuration.linux.masked_paths += ["/secrets", "/nosuch"]
+    configuration.linux.readonly_paths += ["/fixed", "/etc/passwd", "/nosuch"]
+    code, output = bundles.run(configuration, rootfs=root)
+    assert code == 1
+    assert output.splitlines() == [
+        "0",
+        "0",
+        "touch: /secrets/x: Read-only file system",
+        "touch: /fixed/x: Read-only file system",
+        "sh: can't create /etc/passwd: Read-only file system",
+    ]
+
+
+def test_devices_have_number_mode_and_owner(bundles: Bundles) -> None:
+    configuration = bundles.spec(["stat", "-c", "%n %F %t:%T %a %u:%g", "/dev/null", "/dev/sub/zero", "/fifo"])
+    assert configuration.linux is not None
+    configuration.linux.devices = [
+        spec.Device("/dev/sub/zero", "c", 1, 5, 0o600, 7, 8),
+        spec.Device("/fifo", "p", file_mode=0o622),
+    ]
+    assert bundles.run(configuration) == (
+        0,
+        "/dev/null character special file 1:3 666 0:0\n"
+        "/dev/sub/zero character special file 1:5 600 7:8\n/fifo fifo 0:0 622 0:0\n",
+    )
+
+
+def test_more_than_128_layers(bundles: Bundles) -> None:
+    layers = []
+    for number in range(200):
+        layer = bundles.folder / "layers" / f"{number:03}-{'x' * 60}"
+        layer.mkdir(parents=True)
+        (layer / f"layer{number}").touch()
+        layers.append(str(layer))
+    base = bundles.overlay()
+    root = OverlayRoot((*layers, *base.lower), base.upper, base.work)
+    assert bundles.run(["sh", "-c", "ls / | grep -c layer"], rootfs=root) == (0, "200\n")
+
+
+def test_nothing_of_the_host_is_below_the_root(bundles: Bundles) -> None:
+    output = bundles.run(["cat", "/proc/self/mountinfo"])[1]
+    points = {line.split()[4] for line in output.splitlines()}
+    expected = {"/", "/proc", "/dev", "/dev/pts", "/sys", "/dev/mqueue", "/dev/shm"}
+    assert expected <= points
+    assert all(point.startswith(("/sys/fs/cgroup", "/proc/", "/sys/firmware")) for point in points - expected)
+
+
+def test_no_mount_appears_on_the_host(bundles: Bundles) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    configuration = bundles.spec(["sleep", "1000"])
+    assert configuration.linux is not None
+    for propagation in ("", "rshared", "rslave", "private"):
+        configuration.linux.rootfs_propagation = propagation
+        container = bundles.create(configuration)
+        container.start()
+        assert Path("/proc/self/mountinfo").read_text() == before
+        container.delete(force=True)
+
+
+def test_the_cgroup_mount_shows_only_the_containers_own(bundles: Bundles) -> None:
+    container = bundles.start()
+    command = "cd /sys/fs/cgroup; test -d pids && cd pids; cat cgroup.procs"
+    code, output = bundles.exec(container, ["sh", "-c", command])
+    assert code == 0
+    assert output.split()[0] == "1"
+    assert all(int(pid) < 100 for pid in output.split())

@@ -1,0 +1,181 @@
+"""Namespaces: made, joined, mapped and shifted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from seacan.errors import InvalidParameter, Unsupported
+from seacan.runtime import spec
+from tests.bundles import Bundles
+
+MAPPING = [spec.IDMapping(0, 100000, 65536)]
+
+
+@pytest.fixture
+def shifted(bundles: Bundles) -> Path:
+    """The tree, owned by the mapped root."""
+    path = bundles.folder / "shifted"
+    shutil.copytree(bundles.lower, path, symlinks=True)
+    for folder, folders, files in os.walk(path):
+        for name in [".", *folders, *files]:
+            os.chown(os.path.join(folder, name), 100000, 100000, follow_symlinks=False)
+    return path
+
+
+def with_userns(configuration: spec.Spec) -> spec.Spec:
+    assert configuration.linux is not None
+    configuration.linux.namespaces.append(spec.LinuxNamespace("user"))
+    configuration.linux.uid_mappings = configuration.linux.gid_mappings = MAPPING
+    return configuration
+
+
+def with_joined(configuration: spec.Spec, process: int, **kinds: str) -> spec.Spec:
+    assert configuration.linux is not None
+    configuration.linux.namespaces = [n for n in configuration.linux.namespaces if n.type not in kinds]
+    configuration.linux.namespaces += [
+        spec.LinuxNamespace(kind, f"/proc/{process}/ns/{name}") for kind, name in kinds.items()
+    ]
+    return configuration
+
+
+def test_every_namespace_is_new(bundles: Bundles) -> None:
+    container = bundles.start()
+    for kind in ("mnt", "net", "uts", "pid", "ipc", "cgroup"):
+        assert os.readlink(f"/proc/{container.pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+
+
+def test_root_of_a_user_namespace_is_somebody_else_outside(bundles: Bundles, shifted: Path) -> None:
+    configuration = with_userns(
+        bundles.spec(["sh", "-c", "id -u; echo > /new; stat -c %u /new; echo > /dev/null; ls /sys"])
+    )
+    root = bundles.overlay(owner=100000, lower=shifted)
+    code, output = bundles.run(configuration, rootfs=root)
+    assert (code, output.splitlines()[:2]) == (0, ["0", "0"])
+    assert os.stat(f"{root.upper}/new").st_uid == 100000
+
+
+def test_exec_joins_the_user_namespace(bundles: Bundles, shifted: Path) -> None:
+    configuration = with_userns(bundles.spec(["sleep", "1000"]))
+    container = bundles.create(configuration, rootfs=bundles.overlay(owner=100000, lower=shifted))
+    container.start()
+    assert bundles.exec(container, ["cat", "/proc/self/uid_map"])[1].split() == ["0", "100000", "65536"]
+    assert os.stat(f"/proc/{container.pid}").st_uid == 100000
+
+
+def test_a_terminal_works_in_a_user_namespace(bundles: Bundles, shifted: Path) -> None:
+    configuration = with_userns(bundles.spec(["sh", "-c", "tty; test -c /dev/console && echo yes"], terminal=True))
+    code, output = bundles.run(configuration, rootfs=bundles.overlay(owner=100000, lower=shifted))
+    assert (code, output.split()) == (0, ["/dev/pts/0", "yes"])
+
+
+def test_a_source_the_mapped_root_cannot_reach_can_be_mounted(bundles: Bundles, shifted: Path) -> None:
+    closed = bundles.folder / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "file").write_text("content")
+    configuration = with_userns(bundles.spec(["cat", "/m"]))
+    configuration.mounts.append(spec.Mount("/m", "bind", str(closed / "file"), ["bind"]))
+    assert bundles.run(configuration, rootfs=bundles.overlay(owner=100000, lower=shifted)) == (0, "content")
+
+
+def test_namespaces_of_another_container_are_joined(bundles: Bundles) -> None:
+    first = bundles.start()
+    configuration = with_joined(
+        bundles.spec(["sleep", "1000"]), first.pid, network="net", pid="pid", ipc="ipc", uts="uts"
+    )
+    configuration.hostname = ""
+    second = bundles.create(configuration)
+    second.start()
+    for kind in ("net", "pid", "ipc", "uts"):
+        assert os.readlink(f"/proc/{second.pid}/ns/{kind}") == os.readlink(f"/proc/{first.pid}/ns/{kind}")
+    assert os.readlink(f"/proc/{second.pid}/ns/mnt") != os.readlink(f"/proc/{first.pid}/ns/mnt")
+    assert second.netns is None
+    assert bundles.exec(second, ["ps", "-o", "args"])[1].count("sleep 1000") == 2
+
+
+def test_a_joined_user_namespace_owns_the_new_ones(bundles: Bundles, shifted: Path) -> None:
+    first = bundles.create(
+        with_userns(bundles.spec(["sleep", "1000"])), rootfs=bundles.overlay(owner=100000, lower=shifted)
+    )
+    first.start()
+    configuration = with_joined(
+        bundles.spec(["sh", "-c", "id -u; ps -o args | grep -c '^sleep'"]), first.pid, user="user", pid="pid"
+    )
+    code, output = bundles.run(configuration, rootfs=bundles.overlay(owner=100000, lower=shifted))
+    assert (code, output) == (0, "0\n1\n")
+
+
+def test_a_time_namespace_shifts_the_clocks(bundles: Bundles) -> None:
+    configuration = bundles.spec(["cat", "/proc/uptime"])
+    assert configuration.linux is not None
+    configuration.linux.namespaces.append(spec.LinuxNamespace("time"))
+    configuration.linux.time_offsets = {"boottime": spec.LinuxTimeOffset(secs=10_000_000)}
+    code, output = bundles.run(configuration)
+    assert code == 0
+    assert float(output.split()[0]) > 10_000_000
+
+
+def test_a_time_namespace_inside_a_user_namespace(bundles: Bundles, shifted: Path) -> None:
+    configuration = with_userns(bundles.spec(["cat", "/proc/uptime"]))
+    assert configuration.linux is not None
+    configuration.linux.namespaces.append(spec.LinuxNamespace("time"))
+    configuration.linux.time_offsets = {"boottime": spec.LinuxTimeOffset(secs=10_000_000)}
+    code, output = bundles.run(configuration, rootfs=bundles.overlay(owner=100000, lower=shifted))
+    assert code == 0, output
+    assert float(output.split()[0]) > 10_000_000
+
+
+def test_hostname_and_domainname(bundles: Bundles) -> None:
+    configuration = bundles.spec(["sh", "-c", "hostname; cat /proc/sys/kernel/domainname"])
+    configuration.domainname = "example.org"
+    assert bundles.run(configuration) == (0, "box\nexample.org\n")
+
+
+def test_sysctls_are_written_in_the_namespaces(bundles: Bundles) -> None:
+    before = Path("/proc/sys/net/ipv4/ip_forward").read_text()
+    configuration = bundles.spec(["cat", "/proc/sys/net/ipv4/ip_default_ttl", "/proc/sys/kernel/msgmax"])
+    assert configuration.linux is not None
+    configuration.linux.sysctl = {"net.ipv4.ip_default_ttl": "99", "kernel.msgmax": "4242"}
+    assert bundles.run(configuration) == (0, "99\n4242\n")
+    assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "dropped", "message"),
+    [
+        ("kernel.panic", "", "is not in a separate kernel namespace"),
+        ("vm.overcommit_memory", "", "is not in a separate kernel namespace"),
+        ("net.ipv4.ip_forward", "network", "not allowed in host network namespace"),
+        ("kernel.msgmax", "ipc", "not allowed in the hosts ipc namespace"),
+        ("kernel.hostname", "", 'conflicts with the OCI "hostname" field'),
+        ("net.ipv4/../../kernel/panic", "", "is not a name"),
+    ],
+)
+def test_a_sysctl_of_the_host_is_refused(bundles: Bundles, key: str, dropped: str, message: str) -> None:
+    configuration = bundles.spec(["true"])
+    assert configuration.linux is not None
+    configuration.linux.namespaces = [n for n in configuration.linux.namespaces if n.type != dropped]
+    configuration.linux.sysctl = {key: "1"}
+    with pytest.raises(InvalidParameter, match=message):
+        bundles.create(configuration)
+
+
+def test_contradictions_are_refused(bundles: Bundles) -> None:
+    configuration = bundles.spec(["true"])
+    assert configuration.linux is not None
+    configuration.linux.uid_mappings = MAPPING
+    with pytest.raises(InvalidParameter, match="user namespace isn't enabled"):
+        bundles.create(configuration)
+    configuration = bundles.spec(["true"])
+    assert configuration.linux is not None
+    configuration.linux.namespaces = [n for n in configuration.linux.namespaces if n.type != "uts"]
+    with pytest.raises(InvalidParameter, match="unable to set hostname without a private UTS namespace"):
+        bundles.create(configuration)
+    configuration = bundles.spec(["true"])
+    assert configuration.linux is not None
+    configuration.linux.namespaces = []
+    with pytest.raises(Unsupported, match="mount namespace"):
+        bundles.create(configuration)
