@@ -42,6 +42,14 @@ _SCHEMA = (
 )
 
 
+_INIT_FILES = (
+    b".dockerenv", b"dev/console", b"etc/hostname", b"etc/hosts", b"etc/resolv.conf",
+)  # fmt: skip
+_INIT_FOLDERS = (b"dev/pts", b"dev/shm", b"proc", b"sys")
+_INIT_LINKS = {b"etc/mtab": b"/proc/mounts"}
+_INIT_SUFFIX = "-init"
+
+
 class Layer(msgspec.Struct, frozen=True):
     """``size`` is the bytes of its own files."""
 
@@ -203,12 +211,50 @@ class Layers:
         os.rename(upper, path)
         return Staged(path, diff_id, size, [])
 
+    def init(self, chain_id: ChainID | None) -> Path:
+        """The layer dockerd puts between an image and its containers: what containers have things mounted upon.
+
+        Being below the container's own layer, these files are no change of the container's. Made once for each image.
+        """
+        stack = self.stack(chain_id)
+        path = self.root / ((stack[0].path.name if stack else "empty") + _INIT_SUFFIX)
+        if path.is_dir():
+            return path
+        building = self.stage_folder()
+        try:
+            below = [layer.path for layer in stack]
+            for name in (*_INIT_FILES, *_INIT_FOLDERS, *_INIT_LINKS):
+                self._add_init(building, name)
+            for folder in (b"dev", b"etc", *_INIT_FOLDERS, b""):
+                _inherit(building, folder, below)
+            os.rename(building, path)
+        except OSError as error:
+            raise System(f"making the mount points of image {chain_id}: {error}") from error
+        finally:
+            self._trash.discard(building)
+        return path
+
+    @staticmethod
+    def _add_init(building: Path, name: bytes) -> None:
+        path = os.path.join(os.fsencode(building), name)
+        if name in _INIT_FOLDERS:
+            os.makedirs(path, 0o755, exist_ok=True)
+            return
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        if name in _INIT_LINKS:
+            os.symlink(_INIT_LINKS[name], path)
+            return
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755)
+        os.fchmod(descriptor, 0o755)
+        os.close(descriptor)
+
     # --- unmaking ---------------------------------------------------------------------------------------------------
 
     def remove(self, chain_id: ChainID) -> None:
         """Forget a layer that nothing is on top of; its files are deleted in the background."""
         layer = self.get(chain_id)
         self._database.execute("DELETE FROM layers WHERE chain_id = ?", (chain_id,))
+        self._trash.discard(layer.path.with_name(layer.path.name + _INIT_SUFFIX))
         self._trash.discard(layer.path)
 
     def recover(self) -> list[Layer]:
@@ -218,7 +264,7 @@ class Layers:
             self._trash.discard(entry)
         with os.scandir(self.root) as entries:
             present = {entry.name for entry in entries} - {"staging"}
-        for name in present - known.keys():
+        for name in present - known.keys() - {name + _INIT_SUFFIX for name in [*known, "empty"]}:
             self._trash.discard(self.root / name)
         return [layer for name, layer in known.items() if name not in present]
 

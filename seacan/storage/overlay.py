@@ -47,7 +47,7 @@ class OverlaySnapshots:
         database.migrate("snapshots", SNAPSHOT_SCHEMA)
 
     def prepare(self, key: str, parent: ChainID | None) -> Rootfs:
-        lower = self._lower(parent)
+        lower = self._below(parent)
         folder = self.root / key
         try:
             folder.mkdir(mode=0o710)
@@ -68,7 +68,7 @@ class OverlaySnapshots:
         return self._recipe(folder, lower)
 
     def rootfs(self, key: str, *, read_only: bool = False) -> Rootfs:
-        lower = self._lower(self.parent(key))
+        lower = self._below(self.parent(key))
         if read_only:
             return OverlayRoot((str(self.root / key / "diff"), *lower), options=self._options)
         return self._recipe(self.root / key, lower)
@@ -97,7 +97,7 @@ class OverlaySnapshots:
         return walk.usage(self.upper(key))
 
     def changes(self, key: str) -> list[Change]:
-        return walk.overlay_changes(self.upper(key), list(self._lower(self.parent(key))))
+        return walk.overlay_changes(self.upper(key), list(self._below(self.parent(key))))
 
     def upper(self, key: str) -> Path:
         return self.root / key / "diff"
@@ -111,7 +111,7 @@ class OverlaySnapshots:
             data = {"MergedDir": top, "UpperDir": top, "WorkDir": top} if top else {}
         else:
             folder = self.root / key
-            rest = list(self._lower(parent))
+            rest = list(self._below(parent if parent else self.parent(key)))
             data = {
                 "MergedDir": str(folder / "merged"),
                 "UpperDir": str(folder / "diff"),
@@ -132,6 +132,10 @@ class OverlaySnapshots:
         for name in present:
             if name not in known:
                 self._trash.discard(self.root / name)
+
+    def _below(self, parent: ChainID | None) -> tuple[str, ...]:
+        """What is under a container's own layer: its mount points, then the image."""
+        return (str(self._layers.init(parent)), *self._lower(parent))
 
     def _lower(self, parent: ChainID | None) -> tuple[str, ...]:
         return tuple(str(layer.path) for layer in self._layers.stack(parent)) or (self._empty("image"),)

@@ -63,11 +63,14 @@ def _pack(request: PackRequest, fds: Sequence[int]) -> PackResult:
     root = open_rootfs(request.rootfs)
     os.fchdir(root)
     os.chroot(".")
+    os.chdir("/")
     # From here on the tree's files would be taken for Python's own (CVE-2019-14271).
     sys.meta_path.clear()
     sys.path_hooks.clear()
     sys.path.clear()
     sys.path_importer_cache.clear()
+    os.close(root)
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # a mount's own descriptor only names it
     sink = _Sink(fds[0], hashed=request.kind == "layer", compress=request.compress)
     sink.start()
     try:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from seacan.errors import Conflict, NotFound, System
@@ -47,7 +47,7 @@ class VfsSnapshots:
             if self.exists(key):
                 raise Conflict(f"snapshot {key} already exists")
             self._trash.discard(folder)
-        self._copy(folder, parent)
+        self._copy(folder, self._below(parent))
         try:
             self._database.execute("INSERT INTO snapshots VALUES (?, ?)", (key, parent))
         except BaseException:
@@ -64,7 +64,7 @@ class VfsSnapshots:
         name = _VIEW + (parent or "empty").removeprefix("sha256:")
         folder = self.root / name
         if not folder.exists():
-            self._copy(folder, parent)
+            self._copy(folder, [layer.path for layer in self._layers.stack(parent)])
         return DirectoryRoot(str(folder))
 
     def parent(self, key: str) -> ChainID | None:
@@ -87,7 +87,7 @@ class VfsSnapshots:
         return walk.usage(self.upper(key))
 
     def changes(self, key: str) -> list[Change]:
-        lowers = [str(layer.path) for layer in self._layers.stack(self.parent(key))]
+        lowers = [str(path) for path in self._below(self.parent(key))]
         with contextlib.ExitStack() as open_folders:
             descriptors = []
             for path in (str(self.upper(key)), *lowers):
@@ -133,7 +133,10 @@ class VfsSnapshots:
             if name not in known:
                 self._trash.discard(self.root / name)
 
-    def _copy(self, folder: Path, parent: ChainID | None) -> None:
+    def _below(self, parent: ChainID | None) -> list[Path]:
+        return [self._layers.init(parent), *(layer.path for layer in self._layers.stack(parent))]
+
+    def _copy(self, folder: Path, paths: Sequence[Path]) -> None:
         building = folder.with_name(f".new-{folder.name}")
         if building.exists():
             self._trash.discard(building)
@@ -142,9 +145,9 @@ class VfsSnapshots:
             with contextlib.ExitStack() as open_folders:
                 target = os.open(building, _FOLDER)
                 open_folders.callback(os.close, target)
-                sources = []
-                for layer in self._layers.stack(parent):
-                    sources.append(os.open(layer.path, _FOLDER))
+                sources: list[int] = []
+                for path in paths:
+                    sources.append(os.open(path, _FOLDER))
                     open_folders.callback(os.close, sources[-1])
                 _merge(target, sources, _Links(target), "")
                 if sources:

@@ -23,6 +23,9 @@ from seacan.storage.trash import Trash
 from tests.unit.storage.archives import Entry, archive, folder, hard_link, symlink
 from tests.unit.storage.conftest import Unpack
 
+MOUNT_POINTS = {".dockerenv", "dev", "etc", "proc", "sys"}
+"""What every container's root has, whatever its image."""
+
 Stack = Callable[..., Awaitable[ChainID]]
 
 
@@ -58,6 +61,10 @@ def mounted(rootfs: Rootfs) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def own(root: Path) -> list[str]:
+    return sorted(set(os.listdir(root)) - MOUNT_POINTS)
+
+
 async def test_a_snapshot_shows_the_layers_merged(snapshots: Snapshots, stack: Stack) -> None:
     top = await stack(
         [
@@ -74,7 +81,7 @@ async def test_a_snapshot_shows_the_layers_merged(snapshots: Snapshots, stack: S
     with mounted(snapshots.prepare("c1", top)) as root:
         assert (root / "a").read_bytes() == b"22"
         assert sorted(os.listdir(root / "d")) == ["y", "z"]
-        assert sorted(os.listdir(root)) == ["a", "d", "e"]
+        assert own(root) == ["a", "d", "e"]
         assert stat.S_IMODE(os.stat(f"{root}/").st_mode) == 0o751 and os.stat(f"{root}/").st_gid == 3
         assert (root / "e/one").stat().st_nlink == 2
 
@@ -163,7 +170,7 @@ async def test_usage_counts_what_the_container_wrote(snapshots: Snapshots, stack
 
 def test_a_snapshot_of_no_image_is_empty(snapshots: Snapshots) -> None:
     with mounted(snapshots.prepare("c1", None)) as root:
-        assert os.listdir(root) == []
+        assert own(root) == []
 
 
 async def test_a_view_shows_the_image_alone(snapshots: Snapshots, stack: Stack) -> None:
@@ -184,7 +191,7 @@ async def test_a_key_is_used_once_and_again_after_its_removal(snapshots: Snapsho
     snapshots.remove("c1")
     assert snapshots.keys() == [] and not snapshots.exists("c1")
     with mounted(snapshots.prepare("c1", top)) as root:
-        assert os.listdir(root) == ["a"]
+        assert own(root) == ["a"]
 
 
 def test_what_does_not_exist(snapshots: Snapshots) -> None:
@@ -215,7 +222,7 @@ async def test_a_snapshot_on_more_than_128_layers(snapshots: Snapshots, layers: 
         (path / f"f{number}").write_bytes(b"")
         parent = layers.commit(Staged(path, DiffID(f"sha256:{number:064x}"), 0, []), parent)
     with mounted(snapshots.prepare("c1", parent)) as root:
-        assert len(os.listdir(root)) == 150
+        assert len(own(root)) == 150
         (root / "mine").write_bytes(b"")
     assert snapshots.changes("c1") == [Change("/mine", ChangeKind.ADDED)]
 
@@ -257,3 +264,19 @@ async def test_the_difference_is_a_layer(snapshots: Snapshots, stack: Stack) -> 
         assert stat.S_IMODE((changes / "d").stat().st_mode) == 0o750
         assert stat.S_ISCHR((changes / "d/y").lstat().st_mode) and (changes / "d/y").lstat().st_rdev == 0
         assert (changes / "n/deep/f").stat().st_ino == (changes / "n/g").stat().st_ino
+
+
+async def test_mount_points_are_there_and_are_no_change_of_the_container_s(snapshots: Snapshots, stack: Stack) -> None:
+    top = await stack(
+        [folder("etc", 0o711, gid=4, mtime=1_234_567_890), Entry("etc/hosts", b"image"), symlink("sys", "etc")]
+    )
+    with mounted(snapshots.prepare("c1", top)) as root:
+        assert (root / "etc/hosts").read_bytes() == b""
+        assert (root / "sys").is_dir() and not (root / "sys").is_symlink()
+        assert os.readlink(root / "etc/mtab") == "/proc/mounts"
+        info = (root / "etc").stat()
+        assert (stat.S_IMODE(info.st_mode), info.st_gid, info.st_mtime) == (0o711, 4, 1_234_567_890)
+    assert snapshots.changes("c1") == []
+    assert snapshots.usage("c1").size < 100
+    with mounted(snapshots.view(top)) as root:
+        assert (root / "etc/hosts").read_bytes() == b"image"
