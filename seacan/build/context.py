@@ -237,7 +237,7 @@ class _Unpacking:
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
             if entry.sparse is None:
                 info = os.fstat(descriptor)
-                self.digests[info.st_ino] = (info.st_ctime_ns, info.st_size, digest.digest())
+                self.digests[info.st_ino] = (info.st_mtime_ns, info.st_size, digest.digest())
         finally:
             os.close(descriptor)
 

@@ -39,7 +39,7 @@ _INTERNAL_XATTRS = ("trusted.overlay.", "user.overlay.", "system.nfs4_acl")
 
 
 class SourceRoot(msgspec.Struct, frozen=True):
-    """A tree to copy from. ``index`` is a file that remembers digests of files by inode and change time."""
+    """A tree to copy from. ``index`` is a file that remembers digests of files by inode."""
 
     rootfs: Rootfs | None
     index: str = ""
@@ -358,7 +358,11 @@ def _closing(descriptor: int) -> Iterator[int]:
 
 
 class _Index:
-    """Digests of files by inode number, change time and size, so that what did not change is not read again."""
+    """Digests of files by inode number, time and size, so that what did not change is not read again.
+
+    Only for folders whose files are replaced, never changed: those that a client's context is kept in. (The change time
+    would not do, because a hard link of a file changes it.)
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -370,12 +374,12 @@ class _Index:
 
     def digest(self, info: os.stat_result, open_file: Callable[[], int]) -> bytes:
         known = self.known.get(info.st_ino)
-        if known is not None and known[0] == info.st_ctime_ns and known[1] == info.st_size:
+        if known is not None and known[0] == info.st_mtime_ns and known[1] == info.st_size:
             return known[2]
         with open(open_file(), "rb", buffering=0) as file:
             value = hashlib.file_digest(file, "sha256").digest()
         if self.path:
-            self.known[info.st_ino] = (info.st_ctime_ns, info.st_size, value)
+            self.known[info.st_ino] = (info.st_mtime_ns, info.st_size, value)
             self.dirty = True
         return value
 

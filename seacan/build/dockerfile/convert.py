@@ -707,7 +707,7 @@ class _Translation:
             state.directory = directory
         state.user = state.defaults.user
         if not state.unregistered:
-            self.steps.append(Step(state.stage.source, state.vertex, True, state.name))
+            self.steps.append(Step(state.stage.source, state.vertex, False, state.name))
         for instruction, sources, onbuild in state.commands:
             before = state.vertex
             try:

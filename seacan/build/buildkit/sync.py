@@ -1,0 +1,396 @@
+"""A client's folder, brought here and kept up to date: fsutil's protocol, carried out by a worker process.
+
+The daemon passes messages between the client and the worker and looks into none. The worker is chrooted into the folder
+that it keeps. What has not changed (by size, mode and time) is not sent again. Files are written under a new name and
+renamed, never changed in place, because layers of earlier builds may share their inodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from seacan.build.buildkit.messages import DATA, ERR, FIN, REQ, STAT, Packet, Stat
+from seacan.build.buildkit.rpc import Conversation
+from seacan.build.buildkit.wire import varint
+from seacan.errors import InvalidParameter
+from seacan.storage import worker
+from seacan.storage.worker import Launcher
+
+_MODE_DIR, _MODE_SYMLINK, _MODE_DEVICE, _MODE_PIPE, _MODE_SOCKET = 1 << 31, 1 << 27, 1 << 26, 1 << 25, 1 << 24
+_MODE_SETUID, _MODE_SETGID, _MODE_CHARACTER, _MODE_STICKY = 1 << 23, 1 << 22, 1 << 21, 1 << 20
+_MODE_TYPE = _MODE_DIR | _MODE_SYMLINK | _MODE_DEVICE | _MODE_PIPE | _MODE_SOCKET | _MODE_CHARACTER | (1 << 19)
+
+
+class SyncRequest(msgspec.Struct, frozen=True):
+    """Bring ``folder`` into the state the peer describes on the first descriptor, a stream socket."""
+
+    folder: str
+    index: str
+
+
+class SyncResult(msgspec.Struct, frozen=True):
+    files: int
+    received: int
+
+
+async def receive(
+    launcher: Launcher, talk: Conversation, folder: str, index: str, report: Callable[[int, bool], None]
+) -> SyncResult:
+    """Speak the receiver's part with a client, whose call ``talk`` is."""
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        with contextlib.suppress(OSError):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    with theirs:
+        theirs_fd = os.dup(theirs.fileno())
+    working = asyncio.create_task(
+        worker.run(launcher, "seacan.build.buildkit.sync:main", SyncRequest(folder, index), (theirs_fd,), SyncResult)
+    )
+    reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+    received = 0
+
+    async def inward() -> None:
+        nonlocal received
+        try:
+            while (data := await talk.next()) is not None:
+                received += len(data)
+                report(received, False)
+                writer.write(len(data).to_bytes(4, "big"))
+                writer.write(bytes(data))
+                await writer.drain()
+            writer.write_eof()
+        except (ConnectionError, BrokenPipeError):
+            return
+
+    outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def outward() -> None:
+        while (data := await outbox.get()) is not None:
+            await talk.send_raw(data)
+        await talk.end()
+
+    async def collect() -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                size = int.from_bytes(await reader.readexactly(4), "big")
+                outbox.put_nowait(await reader.readexactly(size))
+        outbox.put_nowait(None)
+
+    tasks = [asyncio.create_task(each()) for each in (inward, outward, collect)]
+    try:
+        done = await working
+        await asyncio.wait(tasks[1:], timeout=5)
+        report(received, True)
+        return done
+    except BaseException:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        raise
+    finally:
+        os.close(theirs_fd)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        writer.close()
+
+
+def main(argument: str, fds: Sequence[int]) -> int:
+    """The worker."""
+    return worker.answer(_sync, SyncRequest, argument, fds)
+
+
+def _sync(request: SyncRequest, fds: Sequence[int]) -> SyncResult:
+    known: dict[int, tuple[int, int, bytes]] = {}
+    with contextlib.suppress(OSError, msgspec.DecodeError), open(request.index, "rb") as file:
+        known = msgspec.msgpack.decode(file.read(), type=dict[int, tuple[int, int, bytes]])
+    index = os.open(request.index, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.chdir(request.folder)
+    os.chroot(".")
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path.clear()
+    os.umask(0)
+    os.set_blocking(fds[0], True)
+    link = socket.socket(fileno=fds[0])
+    receiver = _Receiver(link, known)
+    try:
+        receiver.run()
+    except (InvalidParameter, OSError) as error:
+        receiver.send(Packet(type=ERR, data=str(error).encode()))
+        raise
+    with open(index, "wb") as file:
+        file.truncate()
+        file.write(msgspec.msgpack.encode(receiver.digests))
+    link.close()
+    return SyncResult(receiver.files, receiver.received)
+
+
+class _Pending:
+    """A file that is on its way."""
+
+    __slots__ = ("descriptor", "digest", "path", "stat", "temporary")
+
+    def __init__(self, path: str, described: Stat, temporary: str) -> None:
+        self.path = path
+        self.stat = described
+        self.temporary = temporary
+        self.descriptor = -1
+        self.digest = hashlib.sha256()
+
+
+class _Receiver:
+    def __init__(self, link: socket.socket, known: Mapping[int, tuple[int, int, bytes]]) -> None:
+        self.link = link
+        self.input = link.makefile("rb", buffering=1 << 18)
+        self.known = known
+        self.digests: dict[int, tuple[int, int, bytes]] = {}
+        self.files = 0
+        self.received = 0
+        self.next_id = 0
+        self.pending: dict[int, _Pending] = {}
+        self.folders: dict[str, Stat] = {"": Stat()}
+        self.present: dict[str, set[str]] = {"": set()}
+        self.links: list[tuple[str, str]] = []
+        self.stats_done = False
+        self.outbox = bytearray()
+        self.removed = False
+
+    def send(self, packet: Packet) -> None:
+        data = packet.encode()
+        self.link.sendall(len(data).to_bytes(4, "big") + data)
+
+    def request(self, id: int) -> None:
+        data = Packet(type=REQ, id=id).encode()
+        self.outbox += len(data).to_bytes(4, "big") + data
+        if len(self.outbox) > 1 << 14:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.outbox:
+            self.link.sendall(self.outbox)
+            self.outbox.clear()
+
+    def run(self) -> None:
+        while True:
+            head = self.input.read(4)
+            if len(head) < 4:
+                raise InvalidParameter("the client ended the transfer early")
+            message = self.input.read(int.from_bytes(head, "big"))
+            kind, id, described, data = _packet(message)
+            if kind == DATA:
+                self._data(id, data)
+            elif kind == STAT:
+                if described is None:
+                    self._stats_done()
+                else:
+                    self._stat(Stat.decode(described))
+            elif kind == ERR:
+                raise InvalidParameter(f"error from sender: {bytes(data).decode('utf-8', 'replace')}")
+            elif kind == FIN:
+                return
+            if self.stats_done and not self.pending and not self.removed:
+                self.removed = True
+                self._finish()
+                self.flush()
+                self.send(Packet(type=FIN))
+
+    def _stat(self, described: Stat) -> None:
+        id = self.next_id
+        self.next_id += 1
+        path = described.path
+        parent, _, name = path.rpartition("/")
+        if not name or name in (".", "..") or "\0" in path or path.startswith("/") or parent not in self.folders:
+            raise InvalidParameter(f"invalid path {path!r} from the client")
+        if name in self.present[parent]:
+            raise InvalidParameter(f"path {path!r} was sent twice")
+        self.present[parent].add(name)
+        self.files += 1
+        full = "/" + path
+        try:
+            existing: os.stat_result | None = os.lstat(full)
+        except FileNotFoundError:
+            existing = None
+        mode = described.mode
+        if mode & _MODE_DIR:
+            self._folder(full, path, described, existing)
+        elif mode & _MODE_SYMLINK:
+            self._symlink(full, described, existing)
+        elif mode & _MODE_TYPE:
+            self._special(full, described, existing)
+        elif described.linkname:
+            self.links.append((full, "/" + described.linkname.lstrip("/")))
+        elif existing is not None and self._same(existing, described):
+            digest = self.known.get(existing.st_ino)
+            if digest is not None and digest[0] == existing.st_mtime_ns:
+                self.digests[existing.st_ino] = digest
+        else:
+            if existing is not None and stat.S_ISDIR(existing.st_mode):
+                shutil.rmtree(full)
+            self.pending[id] = _Pending(full, described, f"{'/' + parent if parent else ''}/.seacan-{id}")
+            self.request(id)
+
+    @staticmethod
+    def _same(existing: os.stat_result, described: Stat) -> bool:
+        return (
+            stat.S_ISREG(existing.st_mode)
+            and existing.st_size == described.size
+            and existing.st_mtime_ns == described.mtime
+            and stat.S_IMODE(existing.st_mode) == _permissions(described.mode)
+            and existing.st_uid == described.uid
+            and existing.st_gid == described.gid
+        )
+
+    def _folder(self, full: str, path: str, described: Stat, existing: os.stat_result | None) -> None:
+        if existing is not None and not stat.S_ISDIR(existing.st_mode):
+            os.unlink(full)
+            existing = None
+        if existing is None:
+            os.mkdir(full, 0o700)
+        if existing is None or stat.S_IMODE(existing.st_mode) != _permissions(described.mode):
+            os.chmod(full, _permissions(described.mode))
+        if (described.uid, described.gid) != ((existing.st_uid, existing.st_gid) if existing else (0, 0)):
+            os.chown(full, described.uid, described.gid)
+        self.folders[path] = described
+        self.present[path] = set()
+
+    def _symlink(self, full: str, described: Stat, existing: os.stat_result | None) -> None:
+        if existing is not None:
+            if stat.S_ISLNK(existing.st_mode) and os.readlink(full) == described.linkname:
+                return
+            _remove(full, existing)
+        os.symlink(described.linkname, full)
+        os.lchown(full, described.uid, described.gid)
+        os.utime(full, ns=(described.mtime, described.mtime), follow_symlinks=False)
+
+    def _special(self, full: str, described: Stat, existing: os.stat_result | None) -> None:
+        mode = described.mode
+        if not mode & _MODE_PIPE:
+            return  # device nodes and sockets of a client are of no use in a build, and devices a danger
+        if existing is not None:
+            if stat.S_ISFIFO(existing.st_mode):
+                return
+            _remove(full, existing)
+        os.mkfifo(full, _permissions(mode))
+
+    def _data(self, id: int, data: memoryview) -> None:
+        pending = self.pending.get(id)
+        if pending is None:
+            raise InvalidParameter(f"data of file {id}, which was not asked for")
+        if pending.descriptor < 0:
+            pending.descriptor = os.open(
+                pending.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
+        if len(data):
+            self.received += len(data)
+            pending.digest.update(data)
+            while len(data):
+                data = data[os.write(pending.descriptor, data) :]
+            return
+        del self.pending[id]
+        described, descriptor = pending.stat, pending.descriptor
+        if (described.uid, described.gid) != (0, 0):
+            os.fchown(descriptor, described.uid, described.gid)
+        os.fchmod(descriptor, _permissions(described.mode))
+        for key, value in described.xattrs.items():
+            if key.startswith("user."):
+                with contextlib.suppress(OSError):
+                    os.setxattr(descriptor, key, value)
+        os.utime(descriptor, ns=(described.mtime, described.mtime))
+        os.rename(pending.temporary, pending.path)
+        info = os.fstat(descriptor)
+        os.close(descriptor)
+        self.digests[info.st_ino] = (info.st_mtime_ns, info.st_size, pending.digest.digest())
+
+    def _stats_done(self) -> None:
+        self.stats_done = True
+        self.flush()
+
+    def _finish(self) -> None:
+        for full, target in self.links:
+            with contextlib.suppress(FileNotFoundError):
+                _remove(full, os.lstat(full))
+            os.link(target, full, follow_symlinks=False)
+        for path, names in self.present.items():
+            folder = "/" + path
+            with os.scandir(folder) as entries:
+                gone = [entry.name for entry in entries if entry.name not in names]
+            for name in gone:
+                here = f"{folder.rstrip('/')}/{name}"
+                _remove(here, os.lstat(here))
+        for path, described in reversed(self.folders.items()):
+            if path:
+                os.utime("/" + path, ns=(described.mtime, described.mtime))
+
+
+def _permissions(mode: int) -> int:
+    return (
+        (mode & 0o777)
+        | (stat.S_ISUID if mode & _MODE_SETUID else 0)
+        | (stat.S_ISGID if mode & _MODE_SETGID else 0)
+        | (stat.S_ISVTX if mode & _MODE_STICKY else 0)
+    )
+
+
+def go_mode(mode: int) -> int:
+    """A kernel's mode as Go's os.FileMode."""
+    result = mode & 0o777
+    kinds = {
+        stat.S_IFDIR: _MODE_DIR,
+        stat.S_IFLNK: _MODE_SYMLINK,
+        stat.S_IFBLK: _MODE_DEVICE,
+        stat.S_IFCHR: _MODE_DEVICE | _MODE_CHARACTER,
+        stat.S_IFIFO: _MODE_PIPE,
+        stat.S_IFSOCK: _MODE_SOCKET,
+    }
+    result |= kinds.get(stat.S_IFMT(mode), 0)
+    result |= _MODE_SETUID if mode & stat.S_ISUID else 0
+    result |= _MODE_SETGID if mode & stat.S_ISGID else 0
+    return result | (_MODE_STICKY if mode & stat.S_ISVTX else 0)
+
+
+def _remove(path: str, info: os.stat_result) -> None:
+    if stat.S_ISDIR(info.st_mode):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def _packet(data: bytes) -> tuple[int, int, memoryview | None, memoryview]:
+    """Kind, ID, stat and data of a packet, without copying: tens of thousands of them carry a context."""
+    view = memoryview(data)
+    kind = id = at = 0
+    described: memoryview | None = None
+    content = view[:0]
+    end = len(view)
+    while at < end:
+        tag = view[at]
+        at += 1
+        if tag == 0x08:
+            kind, at = varint(view, at)
+        elif tag == 0x18:
+            id, at = varint(view, at)
+        elif tag in (0x12, 0x22):
+            size, at = varint(view, at)
+            if at + size > end:
+                raise InvalidParameter("a packet is cut short")
+            if tag == 0x12:
+                described = view[at : at + size]
+            else:
+                content = view[at : at + size]
+            at += size
+        else:
+            raise InvalidParameter(f"a packet has an unknown field ({tag})")
+    return kind, id, described, content
+
+
+__all__ = ["SyncRequest", "SyncResult", "go_mode", "main", "receive"]
