@@ -40,7 +40,6 @@ for point in proc sys dev; do /bin/busybox mount --move /$point /new/$point; don
 /bin/busybox mount -t devpts devpts /new/dev/pts
 /bin/busybox mount -t tmpfs tmpfs /new/dev/shm
 /bin/busybox mount -t tmpfs tmpfs /new/run
-/bin/busybox mount -t tmpfs tmpfs /new/tmp
 /bin/busybox mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=262144,cache=loose modules /new/lib/modules
 /bin/busybox mount -t cgroup2 -o nsdelegate cgroup2 /new/sys/fs/cgroup
 /bin/busybox cp /script /new/run/script

@@ -330,27 +330,25 @@ class RootBuilder:
 
     def mask(self, paths: Sequence[str]) -> None:
         """Put an empty read-only folder, or /dev/null, on top of each path that exists."""
-        empty = null = -1
+        # The first target gets the mount itself, the others copies of it: before Linux 6.15 only what is attached
+        # can be copied.
+        masks: dict[bool, int] = {}
         try:
             for path in paths:
                 target = self._find(path)
                 if target is None:
                     continue
                 with _closing(target), step(f'can\'t mask path "{path}"'):
-                    if stat.S_ISDIR(os.fstat(target).st_mode):
-                        if empty < 0:
-                            empty = mount_filesystem(_EMPTY)
-                        source = empty
-                    else:
-                        if null < 0:
-                            null = self._null_mount()
-                        source = null
-                    with _closing(k.open_tree(source, "", k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH)) as tree:
+                    folder = stat.S_ISDIR(os.fstat(target).st_mode)
+                    if folder not in masks:
+                        masks[folder] = mount_filesystem(_EMPTY) if folder else self._null_mount()
+                        k.move_mount(masks[folder], target)
+                        continue
+                    with _closing(k.open_tree(masks[folder], "", k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH)) as tree:
                         k.move_mount(tree, target)
         finally:
-            for fd in (empty, null):
-                if fd >= 0:
-                    os.close(fd)
+            for fd in masks.values():
+                os.close(fd)
 
     def _null_mount(self) -> int:
         """A mount of a /dev/null that is one (CVE-2025-31133): the container's if we made it, else the host's,

@@ -1,0 +1,100 @@
+"""A host with cgroup v2 alone and an older kernel (a virtual machine): limits, devices, freezer, OOM, isolation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import vm
+from tests.hosts import DOCKER, REPOSITORY
+
+pytestmark = [
+    pytest.mark.skipif(vm.missing() is not None, reason=f"no virtual machine: {vm.missing()}"),
+    pytest.mark.timeout(600),
+]
+
+# Each check prints one line, "name: value"; the machine is slow, so one boot serves them all.
+_SCRIPT = r"""
+mkdir /rw-data; mount -t tmpfs tmpfs /rw-data
+cd {repository}
+export DOCKER_HOST=unix:///run/seacan.sock DOCKER_CONFIG=/tmp DOCKER_CLI_HINTS=false PATH=$PATH:{docker}
+.venv/bin/python -m seacan.cli.daemon --host=$DOCKER_HOST --data-root=/rw-data/data --exec-root=/run/seacan \
+    --pidfile=/run/seacan.pid --config-file=/dev/null >/tmp/daemon.log 2>&1 &
+for i in $(seq 300); do [ -S /run/seacan.sock ] && docker version >/dev/null 2>&1 && break; sleep 0.2; done
+docker load -qi {image} || {{ cat /tmp/daemon.log; exit 1; }}
+say() {{ echo "$1: $(eval "$2" 2>&1 | tr '\n' ' ')"; }}
+say hello 'docker run --rm busybox echo hi'
+say version 'docker info --format "{{{{.CgroupVersion}}}} {{{{.CgroupDriver}}}}"'
+say memory 'docker run --rm --memory 64m --memory-swap 64m busybox \
+    sh -c "cd /sys/fs/cgroup; cat memory.max memory.swap.max"'
+say pids 'docker run --rm --pids-limit 17 busybox cat /sys/fs/cgroup/pids.max'
+say cpu 'docker run --rm --cpus 0.5 --cpu-shares 512 busybox cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.weight'
+say readonly 'docker run --rm busybox mkdir /sys/fs/cgroup/x; echo $?'
+say device 'docker run --rm --cap-add MKNOD busybox sh -c "mknod /tmp/mem c 1 1 && cat /tmp/mem"; echo $?'
+say null 'docker run --rm busybox sh -c "echo x > /dev/null; echo $?"'
+say allowed 'docker run --rm --device-cgroup-rule "c 1:1 r" --cap-add MKNOD --cap-add SYS_RAWIO busybox \
+    sh -c "mknod /tmp/mem c 1 1 && dd if=/tmp/mem bs=1 count=1 2>/dev/null | wc -c"'
+docker run -d --name oom --memory 20m --memory-swap 20m busybox sh -c 'x=a; while :; do x=$x$x; done' >/dev/null
+docker wait oom >/dev/null
+say oom 'docker inspect -f "{{{{.State.OOMKilled}}}} {{{{.State.ExitCode}}}}" oom'
+docker run -d --name paused busybox sleep 1000 >/dev/null
+docker pause paused >/dev/null
+say frozen 'cat /sys/fs/cgroup/*/$(docker inspect -f "{{{{.Id}}}}" paused)/cgroup.freeze'
+docker unpause paused >/dev/null
+say exec 'docker exec paused echo executed'
+docker update --memory 100m --memory-swap 100m paused >/dev/null
+say updated 'docker exec paused cat /sys/fs/cgroup/memory.max'
+say network 'docker run --rm busybox sh -c "ip -o -4 addr show eth0 | wc -l"'
+docker rm -f oom paused >/dev/null
+say left 'ls -d /sys/fs/cgroup/docker/*/ /sys/fs/cgroup/seacan/*/ 2>/dev/null | wc -l'
+kill $!; wait $!
+tail -3 /tmp/daemon.log
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> dict[str, str]:
+    script = _SCRIPT.format(repository=REPOSITORY, docker=Path(DOCKER or "").parent, image=busybox)
+    status, output = vm.run(script, tmp_path_factory.mktemp("vm"), timeout=500)
+    assert status == 0, output[-5000:]
+    found = dict(re.findall(r"^(\w+): (.*?) *$", output, re.M))
+    print(output[-3000:])
+    return found
+
+
+def test_containers_run(said: dict[str, str]) -> None:
+    assert said["hello"] == "hi"
+    assert said["version"] == "2 cgroupfs"
+    assert said["exec"] == "executed"
+    assert said["network"] == "1"
+
+
+def test_limits_are_written(said: dict[str, str]) -> None:
+    assert said["memory"] == "67108864 0"
+    assert said["pids"] == "17"
+    assert said["cpu"] == "50000 100000 20"
+    assert said["updated"] == "104857600"
+
+
+def test_devices_are_filtered_by_a_program(said: dict[str, str]) -> None:
+    assert "Operation not permitted" in said["device"]
+    assert said["device"].endswith("1")
+    assert said["allowed"] == "1"
+
+
+def test_cgroup_is_read_only_inside(said: dict[str, str]) -> None:
+    assert said["readonly"].endswith("Read-only file system 1")
+
+
+def test_oom_kill_is_seen(said: dict[str, str]) -> None:
+    assert said["oom"] == "true 137"
+
+
+def test_freezer_works(said: dict[str, str]) -> None:
+    assert said["frozen"] == "1"
+
+
+def test_no_cgroup_is_left(said: dict[str, str]) -> None:
+    assert said["left"] == "0"
