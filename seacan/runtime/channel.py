@@ -16,7 +16,7 @@ HOOKED: Final = b"H"  # the hooks of the runtime's namespaces have run
 START: Final = b"S"  # execute the program
 
 # child → parent
-NETWORK: Final = b"N"  # an rtnetlink socket of the new network namespace rides along
+NETWORK: Final = b"N"  # the new network namespace and an rtnetlink socket in it ride along
 CONSOLE: Final = b"T"  # the terminal's master rides along
 HOOKS: Final = b"H"  # mounts are made: run the hooks of the runtime's namespaces
 CREATED: Final = b"C"  # ready, waiting for START

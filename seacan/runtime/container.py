@@ -421,8 +421,7 @@ class Container:
         while True:
             kind, payload, fds = channel.receive()
             if kind == words_of.NETWORK:
-                self.rtnl = fds[0]
-                self.netns = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                self.netns, self.rtnl = fds
                 if on_sandbox is not None:
                     on_sandbox(self)
             elif kind == words_of.CONSOLE:

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import termios
+import tty
 from collections.abc import Callable
 from types import FrameType
 
@@ -53,17 +54,11 @@ def follow(pidfd: int, console: int | None, start: Callable[[], None] | None = N
             if os.isatty(0):
                 before = termios.tcgetattr(0)
                 restore.callback(termios.tcsetattr, 0, termios.TCSADRAIN, before)
-                _make_raw()
+                tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead stays
             resize(0, None)
         if start is not None:
             start()
         return _carry(pidfd, console)
-
-
-def _make_raw() -> None:
-    import tty
-
-    tty.setraw(0)
 
 
 def _carry(pidfd: int, console: int | None) -> int:

@@ -279,7 +279,10 @@ def _set_up_network(channel: Channel) -> None:
         fcntl.ioctl(control, _TIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING))
     with step("failed to open rtnetlink socket"):
         rtnl = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-    channel.send(words_of.NETWORK, b"", (rtnl.fileno(),))
+    with step("failed to open the network namespace"):
+        namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    channel.send(words_of.NETWORK, b"", (namespace, rtnl.fileno()))
+    os.close(namespace)
     rtnl.close()
 
 
