@@ -229,7 +229,7 @@ class Client:
     def _connect(self) -> socket.socket:
         protocol, _, address = self.host.partition("://")
         try:
-            if protocol == "unix":
+            if protocol == "unix" and address:
                 connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 try:
                     connection.connect(address)

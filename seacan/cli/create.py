@@ -270,7 +270,7 @@ def publish(specs: Iterable[str]) -> tuple[Body, dict[str, list[Body]]]:
             raise InvalidParameter(
                 f"invalid ranges specified for container and host Ports: {match['container']} and {host}"
             )
-        ip = (match["ip"] or "").strip("[]")
+        ip = _checked_ip((match["ip"] or "").strip("[]"))
         for offset in range(last - first + 1):
             port = f"{first + offset}/{protocol}"
             exposed[port] = {}
@@ -282,6 +282,15 @@ def publish(specs: Iterable[str]) -> tuple[Body, dict[str, list[Body]]]:
                 host_port = str(low + offset)
             bindings.setdefault(port, []).append({"HostIp": ip, "HostPort": host_port})
     return exposed, bindings
+
+
+def _checked_ip(text: str) -> str:
+    from ipaddress import ip_address
+
+    try:
+        return str(ip_address(text)) if text else ""
+    except ValueError:
+        raise InvalidParameter(f"invalid IP address: {text}") from None
 
 
 def expose(specs: Iterable[str]) -> Body:

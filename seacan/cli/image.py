@@ -355,12 +355,20 @@ def push(client: Client, arguments: list[str], *, all_tags: bool, platform: str,
         raise InvalidParameter("tag can't be used with --all-tags/-a")
     if not all_tags and not tag and not quiet:
         print("Using default tag: latest")
-    query = {"tag": "" if all_tags else tag or "latest", "platform": platform}
+    query = {"tag": "" if all_tags else tag or "latest", "platform": json_platform(platform)}
     headers = {"X-Registry-Auth": registry_auth(repository)}
     with client.request("POST", f"/images/{repository}/push", query, headers=headers) as response:
         show_progress(response.json_lines(), quiet=quiet)
     if quiet:
         print(f"{_familiar(repository)}:{tag or 'latest'}")
+
+
+def json_platform(text: str) -> str:
+    """``linux/arm64/v8`` as the JSON in which save and push take it."""
+    if not text:
+        return ""
+    names = ("os", "architecture", "variant")
+    return json.dumps(dict(zip(names, text.split("/", 2), strict=False)), separators=(",", ":"))
 
 
 # --- archives ------------------------------------------------------------------------------------------------------
@@ -399,7 +407,7 @@ def _source(path: str) -> IO[bytes]:
 @flag("platform", "Save only the given platform", default="")
 def save(client: Client, arguments: list[str], *, output: str, platform: str) -> None:
     """Save one or more images to a tar archive (streamed to STDOUT by default)"""
-    with client.request("GET", "/images/get", {"names": arguments, "platform": platform}) as response:
+    with client.request("GET", "/images/get", {"names": arguments, "platform": json_platform(platform)}) as response:
         save_stream(response.chunks(), output, "cowardly refusing to save to a terminal. Use the -o flag or redirect")
 
 
@@ -434,7 +442,10 @@ def import_(client: Client, arguments: list[str], *, change: list[str], message:
 @command("bootstrap", "NAME [NAME...]", least=1)
 @flag("output", "Write the archive to a file instead of loading it", short="o", default="")
 def bootstrap(client: Client, arguments: list[str], *, output: str) -> None:
-    """Make base images (busybox, debian[:suite]) from the distribution's packages and load them"""
+    """Make base images from the distribution's packages
+
+    NAME is busybox, or debian[:SUITE]. The image is loaded into the daemon, or written to --output.
+    """
     import tempfile
     from pathlib import Path
 
