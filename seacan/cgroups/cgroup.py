@@ -49,8 +49,8 @@ def open(path: str, hierarchies: Hierarchies | None = None) -> Cgroup:
     """
     host = discover() if hierarchies is None else hierarchies
     absolute = path.startswith("/")
-    inner = posixpath.normpath("/" + path)  # swallows every leading ".."
-    if inner in ("/", "//"):
+    inner = posixpath.normpath("/" + path.lstrip("/"))  # swallows every leading ".."
+    if inner == "/":
         raise InvalidParameter(f"invalid cgroups path {path!r}: a container needs a cgroup of its own")
     own = {} if absolute else own_cgroups()
     places: list[tuple[frozenset[str], str, str]] = []
