@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from seacan.linux import sealed
 from seacan.runtime import packets
 from seacan.runtime.protocol import Ended, Failed, FromLauncher, Launch, Launched
 
@@ -150,4 +151,5 @@ def main(fd: int) -> None:
 
 
 if __name__ == "__main__":
+    sealed.reexec()  # every container's init begins as a fork of this
     main(int(sys.argv[1]))
