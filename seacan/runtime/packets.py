@@ -91,7 +91,11 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
     Raises BlockingIOError when there is none yet.
     """
     try:
-        size = channel.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT)
+        try:
+            size = channel.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT)
+        except ConnectionResetError:
+            # The other side has gone without reading everything; what it had sent is still here, behind the error.
+            size = channel.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT)
         if not size:
             return None
         data, control, _, _ = channel.recvmsg(
