@@ -426,7 +426,7 @@ class Volumes:
         if not remove_anonymous:
             return
         for point in points:
-            if point.type != "volume" or not (point.anonymous or not point.spec.source):
+            if point.type != "volume" or not point.anonymous:
                 continue
             try:
                 await self.remove(point.name, force=True)
@@ -575,11 +575,13 @@ def directory_size(path: str) -> int:
     """Bytes in the files below a folder, each file once; without following links, and without minding what vanishes."""
     total = 0
     seen: set[tuple[int, int]] = set()
-    for _, _, names, folder in os.fwalk(path, follow_symlinks=False, onerror=None):
-        for name in names:
+    for _, folders, names, folder in os.fwalk(path, follow_symlinks=False, onerror=None):
+        for name in (*folders, *names):  # a link to a folder is among the folders
             try:
                 found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(found.st_mode):
                 continue
             if found.st_nlink > 1:
                 if (found.st_dev, found.st_ino) in seen:
