@@ -29,11 +29,13 @@ from seacan.images.load import load
 from seacan.images.manifest import Platform, parse_platform
 from seacan.images.save import save, select
 from seacan.images.store import Image
+from seacan.registry.credentials import Credentials, decode_header
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
 
 _SEARCH_LIMIT = 100
+_SEARCH_FILTERS = frozenset(("is-automated", "is-official", "stars"))
 
 
 def routes(engine: Engine) -> list[web.RouteDef]:
@@ -117,10 +119,41 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         return await import_(request)
 
     async def pull(request: web.Request) -> web.StreamResponse:
-        reference = references.parse(request.query["fromImage"])
-        raise Unsupported(
-            f"cannot pull {reference.familiar}: this engine has no registry client yet; load the image from an archive"
-        )
+        reference = references.parse(request.query["fromImage"].strip())
+        tag = request.query.get("tag", "")
+        if tag:
+            reference = reference.digested(tag) if ":" in tag else reference.tagged(tag)
+        platform = parse_platform(request.query["platform"]) if request.query.get("platform") else None
+        credentials = decode_header(request.headers.get("X-Registry-Auth", ""))
+        async with _late_stream(request, early_status=True) as stream:
+            await engine.distribution.pull(
+                reference, stream.write, credentials=credentials, platform=platform, all_tags=reference.name_only
+            )
+        return finished(request)
+
+    @cancellable
+    async def push(request: web.Request) -> web.StreamResponse:
+        reference = references.parse(_name(request))
+        if reference.digest:
+            raise InvalidParameter("cannot push a digest reference")
+        tag = request.query.get("tag", "")
+        all_tags = not tag
+        if tag:
+            reference = reference.tagged(tag)
+        elif reference.tag:
+            # A tag in the name is of no effect.
+            reference = msgspec.structs.replace(reference, tag="")
+        platform = _platform(request)
+        header = request.headers.get("X-Registry-Auth", "")
+        if not header and request.can_read_body and (body := await request.read()).strip():
+            credentials = msgspec.json.decode(body, type=Credentials)
+        else:
+            credentials = decode_header(header)
+        async with _late_stream(request) as stream:
+            await engine.distribution.push(
+                reference, stream.write, credentials=credentials, all_tags=all_tags, platform=platform
+            )
+        return finished(request)
 
     async def import_(request: web.Request) -> web.StreamResponse:
         source = request.query.get("fromSrc", "")
@@ -147,7 +180,20 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         limit = query_int(request, "limit")
         if limit and not 1 <= limit <= _SEARCH_LIMIT:
             raise InvalidParameter(f"limit {limit} is outside the range of [1, {_SEARCH_LIMIT}]")
-        raise Unsupported("cannot search Docker Hub: this engine has no registry client yet")
+        filters = query_filters(request)
+        listing.check_filters(filters, _SEARCH_FILTERS)
+        results = await engine.distribution.search(
+            request.query.get("term", ""),
+            limit=limit,
+            credentials=decode_header(request.headers.get("X-Registry-Auth", "")),
+            filters=filters,
+        )
+        return json_response([msgspec.to_builtins(result) for result in results])
+
+    async def distribution(request: web.Request) -> web.StreamResponse:
+        reference = references.parse(_name(request))
+        credentials = decode_header(request.headers.get("X-Registry-Auth", ""))
+        return json_response(msgspec.to_builtins(await engine.distribution.inspect(reference, credentials=credentials)))
 
     name = "{name:.+}"
     return [
@@ -161,6 +207,8 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         web.post("/images/create", create),
         web.post("/images/prune", prune),
         web.post(f"/images/{name}/tag", tag),
+        web.post(f"/images/{name}/push", push),
+        web.get(f"/distribution/{name}/json", distribution),
         web.delete(f"/images/{name}", delete),
     ]
 
@@ -239,8 +287,9 @@ def _container_fields(defaults: ImageDefaults) -> dict[str, Any]:
 class _LateStream:
     """A JSON stream whose status line goes out with the first message: a failure before that can still be a status."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, early_status: bool) -> None:
         self._request = request
+        self._early_status = early_status
         self._response: web.StreamResponse | None = None
 
     async def write(self, value: dict[str, Any]) -> None:
@@ -258,6 +307,8 @@ class _LateStream:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         handled = isinstance(error, SeacanError)
+        if self._early_status and self._response is None and error is not None:
+            return False
         if isinstance(error, SeacanError):
             await JSONStream(await self._prepare()).error(error.message)
         if error is None or handled:
@@ -265,8 +316,9 @@ class _LateStream:
         return handled
 
 
-def _late_stream(request: web.Request) -> _LateStream:
-    return _LateStream(request)
+def _late_stream(request: web.Request, *, early_status: bool = False) -> _LateStream:
+    """With ``early_status``, a failure before the first message is the answer's status, and not a message."""
+    return _LateStream(request, early_status)
 
 
 async def stream_archive(request: web.Request, archive: AsyncIterator[bytes]) -> web.StreamResponse:

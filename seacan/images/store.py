@@ -479,12 +479,18 @@ class Images:
                 self.blobs.remove(Digest(blob))
         return removed
 
-    def collect(self, names: Iterable[str]) -> None:
-        """Remove those of the named blobs and layers that nothing needs: what an operation brought and did not use."""
+    def collect(self, names: Iterable[str], *, resumable: bool = False) -> None:
+        """Remove those of the named blobs and layers that nothing needs: what an operation brought and did not use.
+
+        With ``resumable`` the blobs are kept for a while as downloads that need no more than to be finished.
+        """
         names = list(dict.fromkeys(names))
         for name in names:
             if digests.is_digest(name) and not self._leases[name] and not self._blob_wanted(name):
-                self.blobs.remove(Digest(name))
+                if resumable:
+                    self.blobs.withdraw(Digest(name))
+                else:
+                    self.blobs.remove(Digest(name))
         self._remove_layers(ChainID(name) for name in reversed(names))
 
     def collect_layers(self, chain_id: ChainID | None) -> list[ChainID]:

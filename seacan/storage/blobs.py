@@ -7,9 +7,11 @@ its bytes were hashed and compared, so a reader never sees half of one, and a cr
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,10 @@ from seacan.storage.digest import Digest
 
 DOCUMENT_LIMIT = 16 << 20
 """Bytes that a manifest, index or configuration may have; what is larger is hostile (registries stop at 4 MiB)."""
+
+
+_PARTIAL_LIFETIME = 3 * 86400
+"""Seconds that a broken-off download is kept for."""
 
 
 class BlobMissing(NotFound):
@@ -155,6 +161,15 @@ class Blobs:
         """Begin a blob; ``what`` names it in errors."""
         return BlobWriter(self, self._ingest / secrets.token_hex(8), what)
 
+    def partial(self, digest: Digest) -> Path:
+        """Where a download of the blob grows until it is complete; it outlives the process, to be resumed."""
+        return self._ingest / f"{digests.hexadecimal(digests.parse(digest))}.partial"
+
+    def withdraw(self, digest: Digest) -> None:
+        """Make a blob a finished but unpublished download again."""
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path(digest), self.partial(digest))
+
     def remove(self, digest: Digest) -> None:
         self.path(digest).unlink(missing_ok=True)
 
@@ -166,7 +181,11 @@ class Blobs:
                     yield Digest(name)
 
     def recover(self) -> None:
-        """Forget what a previous process was writing. Only when no other process of ours writes here."""
+        """Forget what a previous process was writing, but for downloads of the last days, which may be resumed.
+
+        Only when no other process of ours writes here.
+        """
+        oldest = time.time() - _PARTIAL_LIFETIME
         for entry in self._ingest.iterdir():
-            if not entry.name.endswith(".partial"):
+            if not entry.name.endswith(".partial") or entry.stat().st_mtime < oldest:
                 entry.unlink(missing_ok=True)

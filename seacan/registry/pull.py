@@ -1,0 +1,282 @@
+"""``docker pull``: an image by name from its registry, with Docker's progress messages to the letter.
+
+The image becomes visible in one step at the end, when its manifest, configuration and every layer have been verified
+and unpacked. Manifests and layers are kept as they came, so a push sends the very same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from seacan.errors import InvalidParameter, NotFound, SeacanError, System
+from seacan.images import config as image_config
+from seacan.images import manifest as manifests
+from seacan.images import progress
+from seacan.images.manifest import Descriptor, Index, Manifest, Platform
+from seacan.images.progress import Report, short_id
+from seacan.images.reference import Reference
+from seacan.images.store import Image, Images, LayerBlob, Lease
+from seacan.registry.client import Registries, RegistryError, Repository, Unreachable
+from seacan.registry.credentials import NONE, Credentials
+from seacan.registry.downloads import Download, Downloads, Progress
+from seacan.registry.trust import Policy
+from seacan.storage import digest as digests
+from seacan.storage.blobs import DOCUMENT_LIMIT
+from seacan.storage.digest import ChainID, DiffID, Digest
+from seacan.storage.layers import Staged
+
+_LAYER_TYPES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.", "application/octet-stream")
+_NESTING = 4
+
+
+class Puller:
+    """What every pull of the engine shares."""
+
+    def __init__(
+        self, images: Images, registries: Registries, downloads: Downloads, *, policy: Policy | None = None
+    ) -> None:
+        self.images = images
+        self.registries = registries
+        self.downloads = downloads
+        self.policy = policy
+
+    async def pull(
+        self,
+        reference: Reference,
+        report: Report,
+        *,
+        credentials: Credentials = NONE,
+        platform: Platform | None = None,
+        all_tags: bool = False,
+    ) -> list[Image]:
+        """Pull ``reference`` (with ``all_tags`` its whole repository); Docker's messages go to ``report``.
+
+        Raises :class:`NotFound` and others in dockerd's words; then no new image is visible, and what was downloaded
+        completely so far is found again by the next attempt.
+        """
+        failure: SeacanError | None = None
+        for repository in self.registries.repositories(reference, credentials):
+            attempt = _Pull(self, repository, report, platform)
+            try:
+                return await attempt.run(reference, all_tags=all_tags)
+            except (RegistryError, Unreachable) as error:
+                # An endpoint's word is final only if it is the registry's own and nothing has been said yet.
+                if attempt.begun:
+                    raise _translated(error, reference) from error
+                if failure is None or isinstance(failure, Unreachable) or isinstance(error, RegistryError):
+                    failure = error
+        assert failure is not None
+        raise _translated(failure, reference) from failure
+
+
+class _Pull:
+    """One repository at one endpoint."""
+
+    def __init__(self, puller: Puller, repository: Repository, report: Report, platform: Platform | None) -> None:
+        self._images = puller.images
+        self._downloads = puller.downloads
+        self._policy = puller.policy
+        self._repository = repository
+        self._report = report
+        self._platform = platform
+        self.begun = False
+
+    async def run(self, reference: Reference, *, all_tags: bool) -> list[Image]:
+        if not all_tags:
+            reference = reference.with_default_tag()
+            image, new = await self._pull(reference)
+            await self._say_status(new, reference.familiar)
+            return [image]
+        tags = await self._repository.tags()
+        pulled = [await self._pull(reference.tagged(tag)) for tag in tags]
+        await self._say_status(any(new for _, new in pulled), reference.familiar_name)
+        return [image for image, _ in pulled]
+
+    async def _say_status(self, new: bool, name: str) -> None:
+        word = "Downloaded newer image for" if new else "Image is up to date for"
+        await self._report(progress.status(f"Status: {word} {name}"))
+
+    async def _pull(self, reference: Reference) -> tuple[Image, bool]:
+        """One tag or digest; gives the image, and whether the name meant another one before."""
+        wanted = reference.digest or reference.tag
+        content, _, digest = await self._repository.fetch_manifest(wanted)
+        if self._policy is not None:
+            await self._policy.check(reference, digest, self._repository)
+        await self._report(progress.status(f"Pulling from {reference.path}", wanted))
+        self.begun = True
+        before = self._images.lookup(reference)
+        with self._images.lease() as lease:
+            try:
+                image = await self._pull_manifest(reference, content, digest, lease)
+            finally:
+                held = lease.names()
+                lease.release()
+                self._images.collect(held, resumable=True)
+        await self._report(progress.status(f"Digest: {digest}"))
+        name = reference.familiar
+        self._images.emit(
+            "image", "pull", name, {**(image.config.defaults.labels or {}), "name": reference.familiar_name}
+        )
+        return image, before != image.id
+
+    async def _pull_manifest(self, reference: Reference, content: bytes, digest: Digest, lease: Lease) -> Image:
+        top = content
+        document = manifests.decode(content, f"manifest {digest}")
+        manifest_digest = digest
+        for _ in range(_NESTING):
+            if isinstance(document, Manifest):
+                break
+            chosen = self._choose(document, reference)
+            content, _, manifest_digest = await self._repository.fetch_manifest(chosen.digest)
+            document = manifests.decode(content, f"manifest {manifest_digest}")
+        if isinstance(document, Index):
+            raise InvalidParameter(f"manifest {digest}: indexes are nested too deeply")
+        if document.config.media_type not in (
+            manifests.OCI_CONFIG,
+            manifests.DOCKER_CONFIG,
+            "",
+            "application/octet-stream",
+        ):
+            raise InvalidParameter(
+                f"unsupported media type {document.config.media_type}: {reference.familiar} is an artifact and no image"
+            )
+        lease.add(manifest_digest, digest, document.config.digest, *(layer.digest for layer in document.layers))
+        config = await self._config(document.config)
+        described = image_config.decode(config, f"configuration {document.config.digest}")
+        self._check_platform(described, reference)
+        if len(described.rootfs.diff_ids) != len(document.layers):
+            raise InvalidParameter(
+                f"manifest {manifest_digest} has {len(document.layers)} layers and its configuration "
+                f"{len(described.rootfs.diff_ids)}"
+            )
+        for layer in document.layers:
+            if not layer.media_type.startswith(_LAYER_TYPES) and layer.media_type:
+                raise InvalidParameter(f"unsupported layer media type {layer.media_type[:100]!r}")
+        await self._pull_layers(document.layers, described.rootfs.diff_ids, lease)
+        self._images.blobs.put(content)
+        if digest != manifest_digest:
+            self._images.blobs.put(top)
+        blobs = [LayerBlob(layer.digest, layer.size, layer.media_type) for layer in document.layers]
+        with self._images.database.transaction():
+            image = self._images.register(config, blobs, manifest=manifest_digest)
+            self._images.add_digest(image.id, reference.digested(digest))
+            if reference.tag and not reference.digest:
+                self._images.add_tag(image.id, reference)
+        return self._images.get(image.id)
+
+    def _choose(self, index: Index, reference: Reference) -> Descriptor:
+        wanted = self._platform or manifests.host_platform()
+        fitting = manifests.choose(index, wanted)
+        if not fitting:
+            raise NotFound(f"no matching manifest for {wanted} in the manifest list entries")
+        return fitting[0]
+
+    async def _config(self, descriptor: Descriptor) -> bytes:
+        if descriptor.size > DOCUMENT_LIMIT:
+            raise InvalidParameter(f"configuration {descriptor.digest} is larger than {DOCUMENT_LIMIT} bytes")
+        with contextlib.suppress(NotFound):
+            return self._images.blobs.read(descriptor.digest)
+        content = await self._repository.blob(descriptor.digest, DOCUMENT_LIMIT)
+        if len(content) != descriptor.size:
+            raise InvalidParameter(
+                f"configuration {descriptor.digest}: {len(content)} bytes where {descriptor.size} were announced"
+            )
+        return content
+
+    def _check_platform(self, config: image_config.ImageConfig, reference: Reference) -> None:
+        if config.os and config.os != "linux":
+            raise InvalidParameter(f'image operating system "{config.os}" cannot be used on this platform')
+        offered = Platform(config.os, config.architecture, config.variant)
+        if self._platform is not None and not offered.satisfies(self._platform):
+            raise NotFound(
+                f"image with reference {reference.familiar} was found but its platform ({offered}) does not match "
+                f"the specified platform ({self._platform})"
+            )
+
+    # --- layers -----------------------------------------------------------------------------------------------------
+
+    async def _pull_layers(self, layers: Sequence[Descriptor], diff_ids: Sequence[DiffID], lease: Lease) -> None:
+        """Fetch and unpack what is missing, all at once; commit from the lowest up."""
+        chain = digests.chain_ids(diff_ids)
+        lease.add(*chain)
+        async with contextlib.AsyncExitStack() as open_downloads:
+            downloads: list[Download | None] = []
+            for layer, chain_id in zip(layers, chain, strict=True):
+                if self._images.layers.contains(chain_id) and self._images.blobs.contains(layer.digest):
+                    await self._report(progress.step(short_id(layer.digest), "Already exists"))
+                    downloads.append(None)
+                    continue
+                await self._report(progress.step(short_id(layer.digest), "Pulling fs layer"))
+                downloads.append(
+                    await open_downloads.enter_async_context(self._downloads.fetch([self._repository], layer))
+                )
+            async with _Group() as group:
+                for layer, download in zip(layers, downloads, strict=True):
+                    if download is not None:
+                        group.create_task(self._follow(short_id(layer.digest), download))
+                parent: ChainID | None = None
+                for layer, download, diff_id, chain_id in zip(layers, downloads, diff_ids, chain, strict=True):
+                    if download is not None:
+                        await self._commit(layer, download, diff_id, parent)
+                    parent = chain_id
+
+    async def _follow(self, id: str, download: Download) -> None:
+        async for state in download.follow():
+            await self._report(_message(id, state))
+
+    async def _commit(self, layer: Descriptor, download: Download, diff_id: DiffID, parent: ChainID | None) -> None:
+        id = short_id(layer.digest)
+        assert download.task is not None
+        staged = await asyncio.shield(download.task)
+        await self._report(progress.bar(id, "Extracting", layer.size, layer.size))
+        if not self._images.layers.contains(digests.chain_id(parent, diff_id)):
+            if staged is None or not staged.path.exists():
+                # Another pull has taken the unpacked folder for an image with other layers below.
+                staged = await self._unpack_again(layer.digest)
+            if staged.diff_id != diff_id:
+                raise InvalidParameter(
+                    f"layer {layer.digest} unpacks to {staged.diff_id}, where the configuration says {diff_id}"
+                )
+            self._images.layers.commit(staged, parent, diff_id)
+        await self._report(progress.step(id, "Pull complete"))
+
+    async def _unpack_again(self, digest: Digest) -> Staged:
+        with self._images.blobs.open(digest) as file:
+            return await self._images.layers.unpack(file.fileno(), f"layer {digest}")
+
+
+class _Group(asyncio.TaskGroup):
+    """A task group that raises the error itself rather than a group of one."""
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            await super().__aexit__(kind, error, trace)  # type: ignore[arg-type]
+        except BaseExceptionGroup as group:
+            first: BaseException = group
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            raise first from None
+
+
+def _message(id: str, state: Progress) -> dict[str, object]:
+    if state.state == "Downloading":
+        return progress.bar(id, state.state, state.current, state.total)
+    return progress.step(id, state.state)
+
+
+def _translated(error: SeacanError, reference: Reference) -> SeacanError:
+    """A refusal in dockerd's words."""
+    if isinstance(error, RegistryError):
+        if error.code == "DENIED":
+            return NotFound(
+                f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
+                f"'docker login': {error.message}"
+            )
+        if error.code == "MANIFEST_UNKNOWN":
+            return NotFound(f"manifest for {reference.with_default_tag().familiar} not found: {error.message}")
+        if error.code == "NAME_UNKNOWN":
+            return NotFound(f"repository {reference.familiar_name} not found: {error.message}")
+        return System(error.message)
+    return error
