@@ -36,6 +36,7 @@ from seacan.engine.options import LIVE, EngineOptions
 from seacan.errors import InvalidParameter, System
 from seacan.images.store import ImageUser, open_images
 from seacan.network.networks import Networks
+from seacan.registry.distribution import Distribution
 from seacan.runtime.launcher import Launcher
 from seacan.volumes.volumes import Volumes
 
@@ -85,6 +86,8 @@ class Engine:
             self.images.emit = self.events.emit
             self.images.users = self._image_users
             self.snapshots = self.images.snapshots
+            self.distribution = Distribution(self.images, options)
+            undo.push_async_callback(self.distribution.close)
             self.volumes = Volumes(data_root / "volumes", self.database, self.launcher, emit=self.events.emit)
             undo.push_async_callback(self.volumes.close)
             self.networks = Networks(self.database, options, engine_id=self.id)
