@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from aiohttp import web
 
+from seacan.api import buildkit
 from seacan.api.http import JSONStream, api_version, cancellable, json_response, query_bool, query_filters, query_int
 from seacan.build import context, remote
 from seacan.build.dockerfile.convert import Converted, Options
@@ -97,6 +98,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         web.post("/build", build),
         web.post("/build/prune", prune),
         web.post("/build/cancel", cancel),
+        *buildkit.routes(engine),
     ]
 
 
@@ -360,6 +362,7 @@ class _ClassicBuild:
             image = await self.builds.store(outcome, lease, asked.names, squash=asked.squash)
         finally:
             lease.release()
+            self.builds.release(outcome)
         if not asked.quiet:
             await self.output.say(f" ---> {short_id(image.id)}\n")
             await self.output.write({"aux": {"ID": image.id}})

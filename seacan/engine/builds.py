@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,29 +22,35 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from seacan.build import files
+from seacan.build.buildkit import sync
+from seacan.build.buildkit.rpc import Conversation
 from seacan.build.cache import BuildCache, Layer
 from seacan.build.dockerfile.convert import Converted, NamedContext, Options, ResolvedImage, convert
 from seacan.build.graph import Exec
 from seacan.build.progress import Progress
-from seacan.build.solver import Build, BuildFailed, SandboxMount, Session, Solver
+from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, SandboxMount, Session, Solver
 from seacan.engine import oci
 from seacan.engine.config import ContainerConfig, EndpointSettings, HostConfig, Ulimit
 from seacan.engine.container import Record
-from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError
+from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError, System
 from seacan.images import config as image_config
 from seacan.images import reference as references
+from seacan.images import save
+from seacan.images.commit import pack_layer
 from seacan.images.config import History, ImageConfig, RootFS
 from seacan.images.manifest import Platform
 from seacan.images.reference import Reference
-from seacan.images.store import Image, Lease
+from seacan.images.store import Image, Images, LayerBlob, Lease
 from seacan.network.model import ContainerIdentity, PortRequest
 from seacan.runtime import spec
-from seacan.runtime.bundle import LogConfig, Rootfs, ShimConfig
+from seacan.runtime.bundle import LogConfig, OverlayRoot, Rootfs, ShimConfig
 from seacan.runtime.task import Task
 from seacan.storage import digest as digests
 from seacan.storage import worker
 from seacan.storage.digest import ChainID, DiffID
+from seacan.storage.pack import PackRequest, PackResult
 from seacan.storage.trash import Trash
+from seacan.storage.view import View
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -65,6 +71,8 @@ class Request:
     pull: bool = False
     filename: str = "Dockerfile"
     contexts: Mapping[str, NamedContext] = field(default_factory=dict)
+    looking_up: Callable[[str], contextlib.AbstractContextManager[None]] = lambda _reference: contextlib.nullcontext()
+    """Entered while a base image is looked up, for progress."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ class Builds:
         self.cache = BuildCache(data_root / "build", engine.database, self.trash)
         self.sandboxes = EngineSandboxes(engine)
         self.solver = Solver(self.cache, engine.images, self.sandboxes)
+        self._exporting = asyncio.Lock()
 
     async def start(self) -> None:
         """Roll back what a killed engine was building."""
@@ -145,7 +154,7 @@ class Builds:
         history: list[History] | None = None
         if squash:
             layers, history = await self._squash(outcome)
-        try:
+        async with self._exporting:
             diff_ids, chain = await self.solver.export(layers)
             if chain is not None:
                 lease.add(chain)
@@ -158,8 +167,82 @@ class Builds:
                 images.add_tag(image.id, reference)
                 images.log_event("tag", image.id, reference.with_default_tag().familiar)
             return images.get(image.id)
+
+    def release(self, outcome: Outcome) -> None:
+        """Let the cache prune what a build has made."""
+        self.cache.release([layer.id for layer in outcome.layers])
+
+    # --- what a build made, other than as an image ----------------------------------------------------------------
+
+    async def read_file(self, outcome: Outcome, path: str) -> bytes:
+        """A file of the result. :raises NotFound:"""
+        rootfs = _rootfs(outcome)
+
+        def read() -> str | None:
+            if rootfs is None:
+                return None
+            with View(rootfs) as view:
+                return view.read(path, 16 << 20)
+
+        content = await asyncio.to_thread(read)
+        if content is None:
+            raise NotFound(f"open {path}: no such file or directory")
+        return content.encode("utf-8", "surrogateescape")
+
+    async def archive(self, image: Image, names: Sequence[str]) -> AsyncIterator[bytes]:
+        """The image as ``docker save`` writes it; an image without a name is removed again afterwards."""
+        images = self.engine.images
+        temporary = not image.tags and not image.digests
+        wanted = [parse_name(name) for name in names]
+        try:
+            for reference in wanted if temporary else ():
+                images.add_tag(image.id, reference)
+            await ensure_archives(images, image)
+            selected = save.select(images, [each.familiar for each in wanted] or [image.id])
+            async for piece in save.save(images, selected):
+                yield piece
         finally:
-            self.cache.release([layer.id for layer in outcome.layers])
+            if temporary:
+                with contextlib.suppress(SeacanError):
+                    for reference in wanted:
+                        images.remove(reference.familiar)
+                    if not wanted:
+                        images.remove(image.id)
+
+    async def files_archive(self, outcome: Outcome) -> AsyncIterator[bytes]:
+        """The file system of the result as one archive."""
+        rootfs = _rootfs(outcome)
+        if rootfs is None:
+            yield bytes(1024)
+            return
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        working = asyncio.create_task(
+            worker.run(
+                self.engine.launcher, "seacan.storage.pack:main", PackRequest("tree", rootfs), (writer,), PackResult
+            )
+        )
+        await asyncio.sleep(0.01)
+        try:
+            stream = asyncio.StreamReader()
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reader, "rb", buffering=0)
+            )
+            working.add_done_callback(lambda _done: os.close(writer))
+            try:
+                while piece := await stream.read(1 << 18):
+                    yield piece
+            finally:
+                transport.close()
+            await working
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    async def send_files(self, outcome: Outcome, talk: Conversation) -> None:
+        """The file system of the result, to a client that receives it by fsutil's protocol."""
+        rootfs = _rootfs(outcome)
+        if rootfs is not None:
+            await sync.send(self.engine.launcher, talk, rootfs)
 
     async def _squash(self, outcome: Outcome) -> tuple[tuple[Layer, ...], list[History]]:
         """All layers above the base's as one."""
@@ -182,6 +265,30 @@ class Builds:
         layer = self.cache.put(f"squash:{id}", id, description="squashed layers")
         history.append(History(created_by="", comment="merge of the build's layers"))
         return (*base, layer), history
+
+
+def _rootfs(outcome: Outcome) -> Rootfs | None:
+    if not outcome.layers:
+        return None
+    return OverlayRoot(tuple(layer.path for layer in reversed(outcome.layers)), options=OVERLAY_OPTIONS)
+
+
+async def ensure_archives(images: Images, image: Image) -> None:
+    """Make the archives of layers that a build has only handed over unpacked: saving and pushing need them."""
+    blobs = images.layer_blobs(image.id)
+    if all(blob is not None for blob in blobs):
+        return
+    with images.lease() as lease:
+        made: list[LayerBlob | None] = []
+        for chain_id, blob in zip(_chain_ids(image.config.rootfs.diff_ids), blobs, strict=True):
+            if blob is None:
+                blob = images.layer_blob(chain_id)
+            if blob is None:
+                blob, diff_id = await pack_layer(images, images.layers.get(chain_id).path, lease)
+                if diff_id != images.layers.get(chain_id).diff_id:
+                    raise System(f"layer {chain_id} has changed on disk: it is {diff_id} now")
+            made.append(blob)
+        images.register(images.blobs.read(image.id), made)
 
 
 def finish_config(
@@ -231,6 +338,13 @@ class _Resolver:
         self._request = request
 
     async def image(self, reference: str, platform: Platform) -> ResolvedImage:
+        shown = reference
+        with contextlib.suppress(InvalidParameter):
+            shown = str(references.parse(reference).with_default_tag())
+        with self._request.looking_up(shown):
+            return await self._image(reference, platform)
+
+    async def _image(self, reference: str, platform: Platform) -> ResolvedImage:
         images = self._engine.images
         wanted = platform if self._request.options.platform is not None else None
         pull = getattr(self._engine, "pull", None)

@@ -23,7 +23,9 @@ from seacan.build.buildkit.messages import DATA, ERR, FIN, REQ, STAT, Packet, St
 from seacan.build.buildkit.rpc import Conversation
 from seacan.build.buildkit.wire import varint
 from seacan.errors import InvalidParameter
+from seacan.runtime.bundle import Rootfs
 from seacan.storage import worker
+from seacan.storage.mounting import open_rootfs
 from seacan.storage.worker import Launcher
 
 _MODE_DIR, _MODE_SYMLINK, _MODE_DEVICE, _MODE_PIPE, _MODE_SOCKET = 1 << 31, 1 << 27, 1 << 26, 1 << 25, 1 << 24
@@ -47,16 +49,30 @@ async def receive(
     launcher: Launcher, talk: Conversation, folder: str, index: str, report: Callable[[int, bool], None]
 ) -> SyncResult:
     """Speak the receiver's part with a client, whose call ``talk`` is."""
+    request = SyncRequest(folder, index)
+    return await _converse(launcher, talk, "seacan.build.buildkit.sync:main", request, report)
+
+
+async def send(launcher: Launcher, talk: Conversation, rootfs: Rootfs) -> SyncResult:
+    """Speak the sender's part: the client receives the files of ``rootfs``."""
+    request = SendRequest(rootfs)
+    return await _converse(launcher, talk, "seacan.build.buildkit.sync:send_main", request, lambda _size, _done: None)
+
+
+async def _converse(
+    launcher: Launcher,
+    talk: Conversation,
+    target: str,
+    request: msgspec.Struct,
+    report: Callable[[int, bool], None],
+) -> SyncResult:
+    """Carry messages between the client and a worker, in both directions, until the worker is done."""
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):
         with contextlib.suppress(OSError):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    with theirs:
-        theirs_fd = os.dup(theirs.fileno())
-    working = asyncio.create_task(
-        worker.run(launcher, "seacan.build.buildkit.sync:main", SyncRequest(folder, index), (theirs_fd,), SyncResult)
-    )
     reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+    working = asyncio.create_task(worker.run(launcher, target, request, (theirs.fileno(),), SyncResult))
     received = 0
 
     async def inward() -> None:
@@ -73,9 +89,15 @@ async def receive(
             return
 
     outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+    drained = asyncio.Event()
+    drained.set()
 
     async def outward() -> None:
         while (data := await outbox.get()) is not None:
+            if outbox.qsize() < 64:
+                drained.set()
+            else:
+                drained.clear()
             await talk.send_raw(data)
         await talk.end()
 
@@ -84,12 +106,19 @@ async def receive(
             while True:
                 size = int.from_bytes(await reader.readexactly(4), "big")
                 outbox.put_nowait(await reader.readexactly(size))
+                if size > 1024:  # data: as fast as the client takes it; requests, which are small, all at once
+                    await drained.wait()
         outbox.put_nowait(None)
 
     tasks = [asyncio.create_task(each()) for each in (inward, outward, collect)]
+    failed = asyncio.create_task(_first_failure(tasks))
     try:
+        await asyncio.wait((working, failed), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done() and failed.done() and failed.exception() is not None:
+            await failed
         done = await working
-        await asyncio.wait(tasks[1:], timeout=5)
+        theirs.close()
+        await asyncio.wait(tasks[1:], timeout=30)
         report(received, True)
         return done
     except BaseException:
@@ -97,11 +126,20 @@ async def receive(
         await asyncio.gather(working, return_exceptions=True)
         raise
     finally:
-        os.close(theirs_fd)
+        theirs.close()
+        failed.cancel()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(failed, *tasks, return_exceptions=True)
         writer.close()
+
+
+async def _first_failure(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Ends only when one of the tasks fails, with its failure."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in done:
+        await task
+    await asyncio.Event().wait()
 
 
 def main(argument: str, fds: Sequence[int]) -> int:
@@ -332,6 +370,90 @@ class _Receiver:
                 os.utime("/" + path, ns=(described.mtime, described.mtime))
 
 
+# --- the other direction -------------------------------------------------------------------------------------------
+
+
+class SendRequest(msgspec.Struct, frozen=True):
+    """Send the files of ``rootfs`` over the first descriptor."""
+
+    rootfs: Rootfs
+
+
+def send_main(argument: str, fds: Sequence[int]) -> int:
+    """The worker that sends."""
+    return worker.answer(_send, SendRequest, argument, fds)
+
+
+def _send(request: SendRequest, fds: Sequence[int]) -> SyncResult:
+    root = open_rootfs(request.rootfs)
+    os.fchdir(root)
+    os.chroot(".")
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path.clear()
+    os.set_blocking(fds[0], True)
+    link = socket.socket(fileno=fds[0])
+    sender = _Sender(link)
+    sender.walk("")
+    sender.packet(Packet(type=STAT))
+    sender.serve()
+    link.close()
+    return SyncResult(len(sender.paths), sender.sent)
+
+
+class _Sender:
+    def __init__(self, link: socket.socket) -> None:
+        self.link = link
+        self.input = link.makefile("rb", buffering=1 << 16)
+        self.paths: list[str] = []
+        self.inodes: dict[tuple[int, int], str] = {}
+        self.sent = 0
+
+    def packet(self, packet: Packet) -> None:
+        data = packet.encode()
+        self.link.sendall(len(data).to_bytes(4, "big") + data)
+
+    def walk(self, folder: str) -> None:
+        for name in sorted(os.listdir("/" + folder)):
+            path = f"{folder}/{name}" if folder else name
+            info = os.lstat("/" + path)
+            described = Stat(path, go_mode(info.st_mode), info.st_uid, info.st_gid, 0, info.st_mtime_ns)
+            if stat.S_ISREG(info.st_mode):
+                described.size = info.st_size
+                first = self.inodes.setdefault((info.st_dev, info.st_ino), path) if info.st_nlink > 1 else path
+                if first != path:
+                    described.linkname, described.size = first, 0
+            elif stat.S_ISLNK(info.st_mode):
+                described.linkname = os.readlink("/" + path)
+            elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
+                described.devmajor, described.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
+            self.paths.append(path)
+            self.packet(Packet(type=STAT, stat=described))
+            if stat.S_ISDIR(info.st_mode):
+                self.walk(path)
+
+    def serve(self) -> None:
+        while True:
+            head = self.input.read(4)
+            if len(head) < 4:
+                return
+            kind, id, _, data = _packet(self.input.read(int.from_bytes(head, "big")))
+            if kind == REQ:
+                if id >= len(self.paths):
+                    raise InvalidParameter(f"the client asks for file {id}, of {len(self.paths)}")
+                descriptor = os.open("/" + self.paths[id], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                with open(descriptor, "rb", buffering=0) as file:
+                    while piece := file.read(1 << 15):
+                        self.sent += len(piece)
+                        self.packet(Packet(type=DATA, id=id, data=piece))
+                self.packet(Packet(type=DATA, id=id))
+            elif kind == FIN:
+                self.packet(Packet(type=FIN))
+                return
+            elif kind == ERR:
+                raise InvalidParameter(f"error from receiver: {bytes(data).decode('utf-8', 'replace')}")
+
+
 def _permissions(mode: int) -> int:
     return (
         (mode & 0o777)
@@ -393,4 +515,4 @@ def _packet(data: bytes) -> tuple[int, int, memoryview | None, memoryview]:
     return kind, id, described, content
 
 
-__all__ = ["SyncRequest", "SyncResult", "go_mode", "main", "receive"]
+__all__ = ["SendRequest", "SyncRequest", "SyncResult", "main", "receive", "send", "send_main"]
