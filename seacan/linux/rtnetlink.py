@@ -10,7 +10,6 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from seacan.linux.netlink import (
@@ -60,6 +59,8 @@ IFLA_IFALIAS = 20
 IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
+IFLA_EXT_MASK = 29
+RTEXT_FILTER_SKIP_STATS = 1 << 3
 IFLA_NUM_TX_QUEUES = 31
 IFLA_NUM_RX_QUEUES = 32
 
@@ -173,8 +174,8 @@ def new_veth(
 
 
 def new_bridge(name: str, *, mac: str, mtu: int = 0, group: int = 0) -> Message:
-    """A bridge, up, without spanning tree and with a MAC of its own (else it changes as ports come and go)."""
-    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name)
+    """A bridge, down, without spanning tree and with a MAC of its own (else it changes as ports come and go)."""
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + text(IFLA_IFNAME, name)
     body += attr(IFLA_ADDRESS, mac_bytes(mac))
     if mtu:
         body += u32(IFLA_MTU, mtu)
@@ -182,6 +183,12 @@ def new_bridge(name: str, *, mac: str, mtu: int = 0, group: int = 0) -> Message:
         body += u32(IFLA_GROUP, group)
     body += _kind("bridge", u32(IFLA_BR_FORWARD_DELAY, 0), u32(IFLA_BR_STP_STATE, 0))
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"create bridge {name}")
+
+
+def new_dummy(name: str) -> Message:
+    """An interface, up, that swallows what it is given."""
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name) + _kind("dummy")
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"create dummy {name}")
 
 
 def new_macvlan(name: str, parent: int, mode: str, netns: int, *, mac: str = "", mtu: int = 0) -> Message:
@@ -429,7 +436,7 @@ def _string(data: bytes) -> str:
 
 def link(sock: NetlinkSocket, name: str = "", index: int = 0) -> Link | None:
     """The link of that name or index in the socket's namespace; None if there is none."""
-    body = _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0) + u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
     if name:
         body += text(IFLA_IFNAME, name)
     try:
@@ -438,6 +445,17 @@ def link(sock: NetlinkSocket, name: str = "", index: int = 0) -> Link | None:
         if error.errno in (errno.ENODEV, errno.ENOENT):
             return None
         raise
+
+
+def settle(name: str) -> Message:
+    """Make the kernel act now on the link's carrier having come.
+
+    It hears of it from a work queue otherwise (linkwatch), and a veth whose peer has come up, or a bridge that got its
+    first port, drops what it should send until then, which can take a second. Being asked for a link's state makes it
+    see to that first (linkwatch_sync_dev in rtnl_getlink).
+    """
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + text(IFLA_IFNAME, name)
+    return Message(RTM_GETLINK, 0, body + u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS), f"look up link {name}")
 
 
 def links(sock: NetlinkSocket) -> list[Link]:
@@ -487,6 +505,17 @@ def routes(sock: NetlinkSocket) -> list[Route]:
     return result
 
 
-def slave_count(found: Iterable[Link], master: int) -> int:
-    """How many of ``found`` are ports of the bridge ``master``."""
-    return sum(1 for one in found if one.master == master)
+def is_local(sock: NetlinkSocket, address: Address) -> bool:
+    """Whether the host takes packets for ``address`` as its own.
+
+    For an IPv6 address that was just added this takes a moment: a work queue makes its route, after it has joined the
+    multicast group in which neighbours ask for it.
+    """
+    body = _RTMSG.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0) + attr(RTA_DST, address.packed)
+    try:
+        reply = sock.get(Message(RTM_GETROUTE, 0, body, f"look up route to {address}"))
+    except NetlinkError as error:
+        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            return False
+        raise
+    return bool(_RTMSG.unpack_from(reply.body)[7] == RTN_LOCAL)

@@ -34,6 +34,8 @@ ADMIN = "admin"
 FIRST_GROUP = 0x5EA00000
 """Interface groups from here on are ours: this plus the network's number."""
 
+ROUTER = ipaddress.IPv6Address("fe80::1")
+"""What every bridge with IPv6 answers to."""
 _PROTO = {"tcp": 6, "udp": 17, "sctp": 132}
 _ICMP = {4: b"\x01", 6: b"\x3a"}
 _ANY = {"0.0.0.0", "::"}
@@ -257,10 +259,9 @@ def _bridge_rules() -> Batch:
     icmp6 = nft.meta(nft.META_L4PROTO), nft.compare(b"\x3a")
     for kind in (134, 137):
         b.add_rule("guard", *is_ip6, *icmp6, nft.payload(2, 0, 1), nft.compare(bytes([kind])), _DROP)
-    target = nft.payload(2, 8, 16, 6)
-    advert = nft.payload(2, 0, 1), nft.compare(b"\x88")
-    b.add_rule("guard", *is_ip6, *icmp6, *advert, port, ether, target, nft.lookup("bind6"), _ACCEPT)
-    b.add_rule("guard", *is_ip6, *icmp6, *advert, nft.payload(2, 8, 16), nft.lookup("address6"), _DROP)
+    advert = nft.payload(2, 0, 1), nft.compare(b"\x88"), nft.payload(2, 8, 16), nft.lookup("address6")
+    not_mine = port, ether, nft.payload(2, 8, 16, 6), nft.lookup("bind6", invert=True)
+    b.add_rule("guard", *is_ip6, *icmp6, *advert, *not_mine, _DROP)
     b.add_rule("guard", *is_ip6, port, ether, nft.payload(1, 8, 16, 6), nft.lookup("bind6"), _ACCEPT)
     mine = nft.meta(nft.META_IIFNAME, 0), nft.payload(0, 6, 6, 4)
     b.add_rule("guard", nft.payload(0, 6, 6), nft.lookup("mac"), *mine, nft.lookup("own", invert=True), _DROP)
@@ -339,6 +340,8 @@ def _family_entries(spec: NetworkSpec, version: int, number: bytes) -> list[Entr
         if pool.gateway and spec.driver == "bridge":
             address = ipaddress.ip_address(pool.gateway).packed
             entries.append(Entry(BRIDGE, f"address{version}", Element(address)))
+    if version == 6 and spec.driver == "bridge" and mode != "isolated":
+        entries.append(Entry(BRIDGE, "address6", Element(ROUTER.packed)))
     host = spec.options.get(f"com.docker.network.host_ipv{version}")
     if host:
         entries.append(Entry(INET, f"snat{version}", Element(number, value=ipaddress.ip_address(host).packed)))

@@ -15,6 +15,7 @@ import ipaddress
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 from seacan.errors import Conflict, InvalidParameter, NotFound, System, Unsupported
 from seacan.linux import rtnetlink as rt
 from seacan.linux.netlink import NETLINK_ROUTE, Message, NetlinkError, NetlinkSocket
-from seacan.network.firewall import FIRST_GROUP, interface_group
+from seacan.network.firewall import FIRST_GROUP, ROUTER, interface_group
 from seacan.network.model import (
     ENDPOINT_SYSCTLS,
     INHIBIT_IPV4,
@@ -30,6 +31,7 @@ from seacan.network.model import (
     MACVLAN_MODE,
     PARENT,
     Endpoint,
+    IPAddress,
     IPNetwork,
     NetworkSpec,
 )
@@ -38,6 +40,7 @@ HOST_MAC = "ee:ee:ee:ee:ee:ee"
 """What the host's end of every routed link is called. The links are no segment: they may all have the same."""
 
 _CLONE_NEWNET = 0x40000000
+_ADDRESS_TIMEOUT = 5.0
 _libc = ctypes.CDLL(None, use_errno=True)
 _DEFAULT4, _DEFAULT6 = ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")
 
@@ -124,6 +127,7 @@ class Links:
         name = spec.bridge
         found = rt.link(self.socket, name)
         group = interface_group(spec.number)
+        new = found is None
         if found is None:
             self._request(rt.new_bridge(name, mac=random_mac(), mtu=spec.mtu, group=group))
             found = rt.link(self.socket, name)
@@ -132,11 +136,16 @@ class Links:
         elif found.kind != "bridge":
             raise InvalidParameter(f"interface {name} exists and is no bridge")
         self._indexes[name] = found.index
-        messages: list[Message] = []
+        six = bool(spec.pools_of(6)) and spec.gateway_mode(6) != "isolated"
+        generation = rt.IN6_ADDR_GEN_MODE_EUI64 if six else rt.IN6_ADDR_GEN_MODE_NONE
+        # Replies to a connection from 127.0.0.1 to a published port come back through the bridge.
+        messages = [
+            rt.configure(
+                found.index, ipv4={rt.IPV4_DEVCONF_ROUTE_LOCALNET: 1}, address_generation=generation if new else None
+            )
+        ]
         if not found.flags & rt.IFF_UP or found.group != group:
             messages.append(rt.set_link(found.index, up=True, group=group))
-        # Replies to a connection from 127.0.0.1 to a published port come back through the bridge.
-        messages.append(rt.configure(found.index, ipv4={rt.IPV4_DEVCONF_ROUTE_LOCALNET: 1}))
         have = {str(address) for _, address in rt.addresses(self.socket, found.index)}
         for pool in spec.pools:
             subnet = ipaddress.ip_network(pool.subnet)
@@ -147,14 +156,18 @@ class Links:
             address = ipaddress.ip_interface(f"{pool.gateway}/{subnet.prefixlen}")
             if str(address) not in have:
                 messages.append(rt.new_address(found.index, address, replace=True))
-        if spec.pools_of(6) and spec.gateway_mode(6) != "isolated":
+        if six:
             # Containers may use fe80::1 as their router on any bridge.
-            messages.append(rt.new_address(found.index, ipaddress.ip_interface("fe80::1/64"), replace=True))
+            messages.append(rt.new_address(found.index, ipaddress.ip_interface(f"{ROUTER}/64"), replace=True))
+        self._request(*messages)
+        if six:
+            for pool in spec.pools_of(6):
+                if pool.gateway:
+                    _await_local(self.socket, ipaddress.ip_address(pool.gateway))
             # Replies to a connection from ::1 to a published port come back through the bridge, where the kernel looks
             # for loopback's address on that very link.
             local = rt.new_local_route(ipaddress.ip_network("::1/128"), found.index, metric=2048)
             self.socket.request([local], ignore=(errno.EEXIST,))
-        self._request(*messages)
 
     def _ensure_routed(self, spec: NetworkSpec) -> None:
         name = spec.bridge
@@ -166,7 +179,10 @@ class Links:
             found = rt.link(self.socket, name)
             if found is None:
                 raise System(f"interface {name} has gone while it was being made")
-        messages = []
+        messages = [
+            rt.configure(found.index, address_generation=rt.IN6_ADDR_GEN_MODE_NONE),
+            rt.set_link(found.index, up=True),
+        ]
         for pool in spec.pools:
             subnet = ipaddress.ip_network(pool.subnet)
             if pool.gateway:
@@ -182,7 +198,7 @@ class Links:
         if rt.link(self.socket, name) is not None:
             return
         if spec.own_interface and not spec.options.get(PARENT):
-            self._request(rt.new_bridge(name, mac=random_mac(), group=interface_group(spec.number)))
+            self._make_parent(name)
             return
         base, dot, vlan = name.rpartition(".")
         if not dot or not vlan.isdecimal():
@@ -192,7 +208,27 @@ class Links:
             raise NotFound(f"-o parent interface was not found on the host: {base}")
         if not 0 < int(vlan) < 4095:
             raise InvalidParameter(f"vlan id must be between 1-4094, received: {vlan}")
-        self._request(rt.new_vlan(name, parent.index, int(vlan)))
+        try:
+            self.socket.request([rt.new_vlan(name, parent.index, int(vlan))])
+        except NetlinkError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise Unsupported(f"cannot make {name}: this kernel has no VLAN driver (CONFIG_VLAN_8021Q)") from error
+            raise System(str(error.strerror)) from error
+
+    def _make_parent(self, name: str) -> None:
+        """An interface that leads nowhere: a dummy, or where the kernel lacks that, a cable to ourselves."""
+        try:
+            self.socket.request([rt.new_dummy(name)])
+        except NetlinkError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise System(str(error.strerror)) from error
+            far = f"dp-{name[3:]}"
+            home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._request(rt.new_veth(name, far, home))
+            finally:
+                os.close(home)
+            self._request(rt.set_link(self._index(far), up=True), rt.settle(name))
 
     def _check_ipvlan(self, spec: NetworkSpec) -> None:
         """Find out whether the kernel has ipvlan by asking it for one on an interface that cannot exist."""
@@ -245,10 +281,11 @@ class Links:
                 index = self._make(one.spec, one.endpoint, netns, container)
                 container.request([*first, *self._configuration(one.spec, one.endpoint, index)])
                 first = []
-                # The near end learns from a work queue that its peer is up, and carries nothing until then, which can
-                # take a second; being asked for its state makes the kernel see to it now (linkwatch_sync_dev).
+                if one.endpoint.ipv6:
+                    _await_local(container, ipaddress.ip_interface(one.endpoint.ipv6).ip)
                 if one.endpoint.interface:
-                    rt.link(self.socket, one.endpoint.interface)
+                    bridge = [one.spec.bridge] if one.spec.driver == "bridge" else []
+                    self.socket.request([rt.settle(name) for name in (one.endpoint.interface, *bridge)])
             for one in joins:
                 self._sysctls(one.endpoint, netns)
         except NetlinkError as error:
@@ -347,6 +384,8 @@ class Links:
         addresses = [text for text in (endpoint.ipv4, endpoint.ipv6, *endpoint.link_local) if text]
         messages += [rt.new_address(index, ipaddress.ip_interface(text)) for text in addresses]
         messages.append(rt.set_link(index, up=True))
+        if endpoint.ipv6:
+            messages.append(rt.settle(endpoint.container_interface))  # IPv6 awaits the link's operational state
         if spec.driver == "routed":
             for text in (endpoint.gateway4, endpoint.gateway6):
                 if text:
@@ -440,6 +479,15 @@ class Links:
             if error.errno == errno.EEXIST:
                 raise Conflict(str(error.strerror)) from error
             raise System(f"{error.strerror}") from error
+
+
+def _await_local(sock: NetlinkSocket, address: IPAddress) -> None:
+    """Wait until an IPv6 address that was just added works, which is a millisecond unless the kernel is very busy."""
+    deadline = time.monotonic() + _ADDRESS_TIMEOUT
+    while not rt.is_local(sock, address):
+        if time.monotonic() > deadline:
+            raise System(f"the address {address} does not become usable")
+        time.sleep(0.0005)
 
 
 def default_routes(spec: NetworkSpec, endpoint: Endpoint, index: int) -> list[Message]:

@@ -216,6 +216,11 @@ class Networks:
         self._background.add(task)
         task.add_done_callback(self._done)
 
+    async def settled(self) -> None:
+        """Wait until nothing goes on in the background: sockets handed to shims, interfaces tidied away."""
+        while self._background:
+            await asyncio.gather(*self._background, return_exceptions=True)
+
     def _done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -86,6 +86,8 @@ class Space:
             index = space.index(name)
             space.links.request([rt.set_link(index, up=True)])
             space.links.request([rt.new_address(index, ipaddress.ip_interface(address))])
+        for space in (self, other):
+            space.links.request([rt.settle(name)])
 
     def route(self, destination: str, gateway: str) -> None:
         net, via = ipaddress.ip_network(destination), ipaddress.ip_address(gateway)
@@ -207,7 +209,17 @@ def checksum(data: bytes) -> int:
 def ip_packet(source: str, target: str, protocol: int, body: bytes) -> bytes:
     """An IPv4 packet."""
     head = struct.pack(
-        ">BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 1, 0, 64, protocol, 0, socket.inet_aton(source), socket.inet_aton(target)
+        ">BBHHHBBH4s4s",
+        0x45,
+        0,
+        20 + len(body),
+        1,
+        0,
+        64,
+        protocol,
+        0,
+        socket.inet_aton(source),
+        socket.inet_aton(target),
     )
     return head[:10] + struct.pack(">H", checksum(head)) + head[12:] + body
 

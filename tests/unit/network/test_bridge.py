@@ -94,9 +94,7 @@ async def test_a_router_goes_on_routing(
     assert left.reaches(right.listen(80), "198.51.100.9", 80) == "192.0.2.9"
 
 
-async def test_several_networks_make_several_interfaces_with_one_default_route(
-    networks: Networks, run: Run
-) -> None:
+async def test_several_networks_make_several_interfaces_with_one_default_route(networks: Networks, run: Run) -> None:
     for name, subnet in (("aaa", "10.1.0.0/24"), ("bbb", "10.2.0.0/24")):
         await networks.create(NetworkCreateRequest(name=name, ipam=IPAM(config=[IPAMConfig(subnet=subnet)])))
     space, _ = await run("one", "bbb", "aaa")
@@ -115,10 +113,12 @@ async def test_address_mac_and_interface_name_can_be_asked_for(networks: Network
         mac_address="02:42:00:00:00:77",
         driver_opts={
             "com.docker.network.endpoint.ifname": "uplink",
-            "com.docker.network.endpoint.sysctls": "net.ipv4.conf.IFNAME.log_martians=1,net.ipv4.conf.IFNAME.forwarding=0",
+            "com.docker.network.endpoint.sysctls": (
+                "net.ipv4.conf.IFNAME.log_martians=1,net.ipv4.conf.IFNAME.forwarding=0"
+            ),
         },
     )
-    space, (endpoint,) = await run("one", settings={"net": asked})
+    space, (_endpoint,) = await run("one", settings={"net": asked})
     assert set(space.addresses("uplink")) == {"10.1.0.77/24", "169.254.34.68/16"}
     assert space.mac("uplink") == "02:42:00:00:00:77"
     assert space.read("/proc/sys/net/ipv4/conf/uplink/log_martians") == "1"
@@ -178,17 +178,13 @@ async def test_a_full_network_says_so(networks: Networks, run: Run) -> None:
     await run("one", "tiny")
     with pytest.raises(System) as error:
         await run("two", "tiny")
-    assert str(error.value).endswith(
-        f"no available IPv4 addresses on this network's address pools: tiny ({spec.id})"
-    )
+    assert str(error.value).endswith(f"no available IPv4 addresses on this network's address pools: tiny ({spec.id})")
     await networks.release(identifier("one"))
     _, (endpoint,) = await run("three", "tiny")
     assert endpoint.address4 == "10.1.0.2"
 
 
-async def test_a_running_container_can_be_connected_and_disconnected(
-    host: Space, networks: Networks, run: Run
-) -> None:
+async def test_a_running_container_can_be_connected_and_disconnected(host: Space, networks: Networks, run: Run) -> None:
     for name, subnet in (("aaa", "10.1.0.0/24"), ("bbb", "10.2.0.0/24")):
         await networks.create(NetworkCreateRequest(name=name, ipam=IPAM(config=[IPAMConfig(subnet=subnet)])))
     space, (first,) = await run("one", "bbb", ports={"80/tcp": [("", "8080")]})

@@ -15,7 +15,8 @@ from .conftest import Space
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("80/tcp", (80, "tcp")), ("53/udp", (53, "udp")), ("80", (80, "tcp")), ("9/SCTP", (9, "sctp"))]
+    ("text", "expected"),
+    [("80/tcp", (80, "tcp")), ("53/udp", (53, "udp")), ("80", (80, "tcp")), ("9/SCTP", (9, "sctp"))],
 )
 def test_a_port_has_a_number_and_a_protocol(text: str, expected: tuple[int, str]) -> None:
     assert parse_port(text) == expected
@@ -70,7 +71,7 @@ def test_a_port_another_program_has_is_refused_with_its_name(host: Space) -> Non
 def test_a_port_another_container_has_is_refused_as_allocated(host: Space) -> None:
     ports = Ports()
     ports.reserve([Wanted("udp", 80, ("127.0.0.1",), 8080, 8080)], {})
-    with pytest.raises(System, match="Bind for 0.0.0.0:8080 failed: port is already allocated"):
+    with pytest.raises(System, match=r"Bind for 0\.0\.0\.0:8080 failed: port is already allocated"):
         ports.reserve([Wanted("udp", 80, ("0.0.0.0",), 8080, 8080)], {})
     ports.reserve([Wanted("udp", 80, ("127.0.0.2",), 8080, 8080), Wanted("tcp", 80, ("0.0.0.0",), 8080, 8080)], {})
 
@@ -79,9 +80,7 @@ def test_nothing_is_kept_of_a_reservation_that_fails(host: Space) -> None:
     ports = Ports()
     host.listen(8081)
     with pytest.raises(System):
-        ports.reserve(
-            [Wanted("tcp", 80, ("0.0.0.0",), 8080, 8080), Wanted("tcp", 81, ("0.0.0.0",), 8081, 8081)], {}
-        )
+        ports.reserve([Wanted("tcp", 80, ("0.0.0.0",), 8080, 8080), Wanted("tcp", 81, ("0.0.0.0",), 8081, 8081)], {})
     host.listen(8080)
 
 

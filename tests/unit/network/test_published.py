@@ -82,9 +82,7 @@ async def test_loopback_of_ipv6_and_of_a_container_without_it(host: Space, run: 
 
 
 async def test_an_address_limits_a_port_to_it(host: Space, outside: Space, run: Run) -> None:
-    server_space, _ = await run(
-        "server", ports={"80/tcp": [("127.0.0.1", "8080")], "81/tcp": [("192.0.2.1", "8081")]}
-    )
+    server_space, _ = await run("server", ports={"80/tcp": [("127.0.0.1", "8080")], "81/tcp": [("192.0.2.1", "8081")]})
     local, wide = server_space.listen(80), server_space.listen(81)
     assert host.reaches(local, "127.0.0.1", 8080)
     assert outside.reaches(local, "192.0.2.1", 8080) is None
@@ -93,9 +91,7 @@ async def test_an_address_limits_a_port_to_it(host: Space, outside: Space, run: 
     assert host.reaches(wide, "127.0.0.1", 8081) is None
 
 
-async def test_no_host_on_the_wire_routes_past_the_published_ports(
-    host: Space, outside: Space, run: Run
-) -> None:
+async def test_no_host_on_the_wire_routes_past_the_published_ports(host: Space, outside: Space, run: Run) -> None:
     server_space, (endpoint,) = await run("server", ports={"80/tcp": [("127.0.0.1", "8080")]})
     published, hidden = server_space.listen(80), server_space.listen(81)
     assert outside.reaches(published, endpoint.address4, 80) is None
@@ -159,9 +155,7 @@ async def test_a_conflict_is_known_before_the_start_and_leaves_nothing(
     assert endpoint.address4 == "172.17.0.3"
 
 
-async def test_a_released_container_leaves_no_element_and_no_socket(
-    host: Space, networks: Networks, run: Run
-) -> None:
+async def test_a_released_container_leaves_no_element_and_no_socket(host: Space, networks: Networks, run: Run) -> None:
     def elements() -> dict[tuple[int, str], int]:
         with nft.open_socket() as sock:
             return {
