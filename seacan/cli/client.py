@@ -39,7 +39,7 @@ def default_host(environment: Mapping[str, str] = os.environ) -> str:
 class Response:
     """An answer whose body is read as it comes. Closing it closes the connection."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, has_body: bool = True) -> None:
         self.connection = connection
         self._file = connection.makefile("rb")
         try:
@@ -58,7 +58,7 @@ class Response:
         length = self.headers.get("content-length")
         self._remaining = int(length) if length is not None else None
         self._chunked = self.headers.get("transfer-encoding", "").lower() == "chunked"
-        if self.status in (204, 304) or self.status < 200:
+        if not has_body or self.status in (204, 304) or self.status < 200:
             self._remaining, self._chunked = 0, False
 
     def _line(self) -> str:
@@ -217,7 +217,7 @@ class Client:
                     _send_chunks(connection, body)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the daemon refused before it read everything: its answer says why
-            response = Response(connection)
+            response = Response(connection, has_body=method != "HEAD")
         except BaseException:
             connection.close()
             raise

@@ -71,6 +71,13 @@ def test_a_stream_of_values(serve: Serve) -> None:
         assert list(response.json_lines()) == [{"a": "é"}, {"b": 2}]
 
 
+def test_a_head_has_no_body(serve: Serve) -> None:
+    with serve(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX-A: b\r\n\r\n").request("HEAD", "/") as response:
+        assert (response.read(), response.headers["x-a"]) == (b"", "b")
+    with pytest.raises(APIError, match="status 404"):
+        serve(b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n").request("HEAD", "/")
+
+
 def test_no_content(serve: Serve) -> None:
     assert serve(b"HTTP/1.1 204 No Content\r\n\r\n").post("/x") is None
 
