@@ -503,9 +503,12 @@ class Executable:
         os._exit(_EXEC_FAILED)
 
 
+_INHERITED_SIGNALS: Final = (1, 2, 3, 10, 12, 13, 14, 15, 17, 18, 20, 21, 22, 25)
+"""What a caller, nohup(1) or Python itself ignores or handles: HUP to TERM, CHLD, job control, PIPE, XFSZ."""
+
+
 def reset_signals() -> None:
-    """Default dispositions and an empty mask: both survive execve."""
-    for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    """Default dispositions and an empty mask: an ignored signal and the mask would survive execve."""
+    for number in _INHERITED_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
