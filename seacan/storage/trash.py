@@ -9,14 +9,13 @@ import asyncio
 import logging
 import os
 import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from seacan.errors import SeacanError
-from seacan.storage import worker
+from seacan.storage import tree, worker
 from seacan.storage.worker import Launcher
 
 log = logging.getLogger(__name__)
@@ -41,10 +40,10 @@ def main(argument: str, fds: Sequence[int]) -> int:
 def _sweep(request: SweepRequest, _: Sequence[int]) -> SweepResult:
     failures: list[str] = []
     for name in os.listdir(request.folder):
-        shutil.rmtree(
-            os.path.join(request.folder, name),
-            onerror=lambda _function, path, info: failures.append(f"{path}: {info[1]}"),
-        )
+        try:
+            tree.remove(os.path.join(request.folder, name))
+        except (OSError, SeacanError) as error:
+            failures.append(str(error))
     return SweepResult(failures[:20])
 
 

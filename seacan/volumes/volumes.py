@@ -22,7 +22,7 @@ import msgspec
 
 from seacan.errors import Conflict, InvalidParameter, NotFound, SeacanError, System
 from seacan.runtime.bundle import Rootfs
-from seacan.storage import worker
+from seacan.storage import tree, worker
 from seacan.storage.database import Database
 from seacan.storage.trash import Trash
 from seacan.storage.view import View
@@ -192,7 +192,7 @@ class Volumes:
         for volume in self.list():
             if volume.options:
                 continue
-            size = await asyncio.to_thread(directory_size, volume.mountpoint)
+            size = await asyncio.to_thread(tree.size, volume.mountpoint)
             found.append((volume, Usage(size, len(self.references(volume.name)))))
         return found
 
@@ -295,7 +295,7 @@ class Volumes:
                     or any(_has_label(volume, label) for label in filters.get("label!", ()))
                 ):
                     continue
-                size = await asyncio.to_thread(directory_size, volume.mountpoint)
+                size = await asyncio.to_thread(tree.size, volume.mountpoint)
                 try:
                     await self.remove(volume.name)
                 except (Conflict, NotFound):  # taken or removed meanwhile
@@ -569,23 +569,3 @@ def _all_filter(filters: Mapping[str, Sequence[str]]) -> bool:
     if values[0] in _FALSE:
         return False
     raise InvalidParameter(f"invalid filter 'all': strconv.ParseBool: parsing \"{values[0]}\": invalid syntax")
-
-
-def directory_size(path: str) -> int:
-    """Bytes in the files below a folder, each file once; without following links, and without minding what vanishes."""
-    total = 0
-    seen: set[tuple[int, int]] = set()
-    for _, folders, names, folder in os.fwalk(path, follow_symlinks=False, onerror=None):
-        for name in (*folders, *names):  # a link to a folder is among the folders
-            try:
-                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISDIR(found.st_mode):
-                continue
-            if found.st_nlink > 1:
-                if (found.st_dev, found.st_ino) in seen:
-                    continue
-                seen.add((found.st_dev, found.st_ino))
-            total += found.st_size
-    return total

@@ -1,0 +1,49 @@
+"""Folders nested deeper than paths, stacks and descriptors go: any container can leave some behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from seacan.storage import tree
+
+DEPTH = 3000
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Path:
+    top = tmp_path / "deep"
+    top.mkdir()
+    here = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(DEPTH):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=here))
+    os.truncate(f"/proc/self/fd/{here}/file", 1234)
+    os.close(here)
+    return top
+
+
+def test_they_are_measured_and_deleted(deep: Path) -> None:
+    assert tree.size(str(deep)) == 1234
+    tree.remove(str(deep))
+    assert not deep.exists()
+
+
+def test_a_link_is_deleted_and_what_it_names_is_not(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/file").write_text("x")
+    (tmp_path / "tree/inner").mkdir(parents=True)
+    (tmp_path / "tree/inner/link").symlink_to(tmp_path / "outside")
+    tree.remove(str(tmp_path / "tree"))
+    assert (tmp_path / "outside/file").exists()
+    assert not (tmp_path / "tree").exists()
+
+
+def test_what_is_not_there_weighs_nothing(tmp_path: Path) -> None:
+    assert tree.size(str(tmp_path / "nosuch")) == 0
+    tree.remove(str(tmp_path / "nosuch"))
