@@ -193,7 +193,7 @@ class Images:
         if references.is_identifier(name):
             name = f"sha256:{name}"
         if digests.is_digest(name):
-            if self._exists(name):
+            if self.known(name):
                 return Digest(name)
             raise NotFound(f"No such image: {name}")
         reference = references.parse(name)
@@ -224,7 +224,8 @@ class Images:
         ).fetchall()
         return Digest(rows[0][0]) if len(rows) == 1 else None
 
-    def _exists(self, id: str) -> bool:
+    def known(self, id: str) -> bool:
+        """Whether there is an image with this ID."""
         return self.database.execute("SELECT 1 FROM images WHERE id = ?", (id,)).fetchone() is not None
 
     def _load(self, id: Digest) -> Image:
@@ -459,7 +460,7 @@ class Images:
         removals.append(Removal(deleted=id))
         removals.extend(Removal(deleted=chain_id) for chain_id in self._drop(id))
         parent = row[0] if row else None
-        if prune and parent and self._exists(parent):
+        if prune and parent and self.known(parent):
             self._delete(Digest(parent), removals, force=False, prune=True, quiet=True)
 
     def _drop(self, id: Digest) -> list[ChainID]:
@@ -586,7 +587,7 @@ class Images:
             if current is None:
                 break
             items[position] = msgspec.structs.replace(item, id=current.id, tags=current.tags or None)
-            current = self._load(Digest(current.parent)) if current.parent and self._exists(current.parent) else None
+            current = self._load(Digest(current.parent)) if current.parent and self.known(current.parent) else None
         return items
 
     def graph_driver(self, image: Image) -> dict[str, Any]:

@@ -447,6 +447,10 @@ class Repository:
                 ssl=context if url.startswith("https:") else True,
                 proxy=proxy_for(url),
             )
+        except aiohttp.ClientConnectorError as error:
+            # dockerd begins with a ping, so these are its words.
+            place = f"{self.endpoint.url}/v2/" if ours else _shown(url)
+            raise Unreachable(f'Get "{place}": {_cause(error)}') from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise Unreachable(f'{method.title()} "{_shown(url)}": {_cause(error)}') from error
         return Answer(response, f'{method.title()} "{_shown(url)}"')

@@ -154,7 +154,8 @@ class _Pull:
         for layer in document.layers:
             if not layer.media_type.startswith(_LAYER_TYPES) and layer.media_type:
                 raise InvalidParameter(f"unsupported layer media type {layer.media_type[:100]!r}")
-        await self._pull_layers(document.layers, described.rootfs.diff_ids, lease)
+        if not self._complete(document, described):
+            await self._pull_layers(document.layers, described.rootfs.diff_ids, lease)
         self._images.blobs.put(content)
         if digest != manifest_digest:
             self._images.blobs.put(top)
@@ -165,6 +166,16 @@ class _Pull:
             if reference.tag and not reference.digest:
                 self._images.add_tag(image.id, reference)
         return self._images.get(image.id)
+
+    def _complete(self, manifest: Manifest, config: image_config.ImageConfig) -> bool:
+        """Whether the image is here already, with every layer and archive."""
+        known = [blob.digest if blob else None for blob in self._images.layer_blobs(manifest.config.digest)]
+        return (
+            self._images.known(manifest.config.digest)
+            and known == [layer.digest for layer in manifest.layers]
+            and all(self._images.blobs.contains(layer.digest) for layer in manifest.layers)
+            and all(self._images.layers.contains(chain_id) for chain_id in digests.chain_ids(config.rootfs.diff_ids))
+        )
 
     def _choose(self, index: Index, reference: Reference) -> Descriptor:
         wanted = self._platform or manifests.host_platform()
