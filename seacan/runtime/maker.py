@@ -62,13 +62,13 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", tag_field="op"):
 FromMaker = Sandboxed | Made | Begun | Refused
 
 
-def fork(work: Callable[[socket.socket], None]) -> socket.socket:
-    """Run ``work`` with one end of a channel in a new process, which ends with this one; gives the other end."""
+def fork(work: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
+    """Run ``work`` with one end of a channel in a new process, which ends with this one; gives its pid and the other."""
     ours, theirs = packets.pair()
     pid = os.fork()
     if pid:
         theirs.close()
-        return ours
+        return pid, ours
     status = 1
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

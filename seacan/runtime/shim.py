@@ -122,6 +122,7 @@ class Shim:
         self._config: ShimConfig
         self._maker: socket.socket | None = None
         """The channel to the process that makes the container, until that has started it."""
+        self._maker_pid = 0
         self._pipes: _Pipes
         self._starter: tuple[_Daemon, int] | None = None
         """Who asked for the start, until it is answered."""
@@ -169,7 +170,7 @@ class Shim:
             config = self._config = _decode_config(file.read())
         # Whether there will be a terminal instead stands in the OCI configuration, which is the maker's to read.
         pipes = self._pipes = _Pipes(config.open_stdin, True, True)
-        self._maker = maker.fork(lambda shim: maker.make(shim, self._bundle, config, pipes.theirs))
+        self._maker_pid, self._maker = maker.fork(lambda shim: maker.make(shim, self._bundle, config, pipes.theirs))
         self._loop.watch(self._maker.fileno(), READ, lambda events: self._hear_maker())
         self._listener = packets.listen(self._bundle, SOCKET)
         self._loop.watch(self._listener.fileno(), READ, lambda events: self._accept())
@@ -260,11 +261,19 @@ class Shim:
         if self._undone:
             return
         self._undone = True
+        if self._maker is not None:
+            # Then init, which it was the parent of, becomes our child.
+            os.kill(self._maker_pid, signal.SIGKILL)
+            os.waitpid(self._maker_pid, 0)
+            self._maker_ends(None)
         try:
             maker.remove(self._bundle, self._config)
         except (SeacanError, OSError) as error:
             with contextlib.suppress(OSError):
                 os.write(2, f"cannot remove what container {self._config.id} has left: {error}\n".encode())
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
     def _unlink_socket(self) -> None:
         if self._listener is not None:
@@ -468,7 +477,9 @@ class Shim:
         os.unlink(path)
         pipes = _Pipes(request.stdin, request.stdout, request.stderr)
         try:
-            channel = maker.fork(lambda shim: maker.run_exec(shim, self._bundle, self._config, process, pipes.theirs))
+            _, channel = maker.fork(
+                lambda shim: maker.run_exec(shim, self._bundle, self._config, process, pipes.theirs)
+            )
         except OSError:
             pipes.close()
             raise
@@ -534,7 +545,7 @@ class Shim:
             signal.pidfd_send_signal(self._sandbox_fds[0], request.signal)
 
     def _kill_everyone(self, number: int) -> None:
-        maker.fork(lambda shim: maker.kill_everyone(shim, self._bundle, self._config, number)).close()
+        maker.fork(lambda shim: maker.kill_everyone(shim, self._bundle, self._config, number))[1].close()
 
     def _describe(self, seq: int) -> FromShim:
         assert self._created is not None and self._init is not None

@@ -260,7 +260,7 @@ class Task:
 
     async def abandon(self) -> None:
         """Undo the creation, whatever state it is in; no exit is recorded. Returns when nothing is left."""
-        with contextlib.suppress(RuntimeFailed, System):
+        with contextlib.suppress(RuntimeFailed, System, Conflict):
             await self._ask(lambda seq: Abandon(seq=seq))
         await asyncio.shield(self.gone)
 
