@@ -1,0 +1,103 @@
+"""Volumes through the docker client."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.hosts import Daemon
+
+
+def run(daemon: Daemon, *argv: str) -> str:
+    return daemon.out("run", "--rm", "--network", "none", *argv)
+
+
+def test_data_outlives_its_container(daemon: Daemon) -> None:
+    run(daemon, "-v", "data:/d", "busybox", "sh", "-c", "echo kept > /d/file")
+    assert run(daemon, "-v", "data:/d:ro", "busybox", "cat", "/d/file") == "kept"
+    refused = daemon.docker("run", "--rm", "-v", "data:/d:ro", "busybox", "touch", "/d/x", check=False)
+    assert "Read-only file system" in refused.stderr
+
+
+def test_a_new_volume_has_what_the_image_has_there(daemon: Daemon) -> None:
+    assert "busybox" in run(daemon, "-v", "tools:/bin", "busybox", "ls", "/bin")
+    assert run(daemon, "-v", "empty:/bin2:nocopy", "busybox", "ls", "/bin2") == ""
+
+
+def test_a_volume_is_shown_as_dockerd_shows_it(daemon: Daemon) -> None:
+    assert daemon.out("volume", "create", "--label", "a=b", "data") == "data"
+    (shown,) = json.loads(daemon.out("volume", "inspect", "data"))
+    assert set(shown) == {"CreatedAt", "Driver", "Labels", "Mountpoint", "Name", "Options", "Scope"}
+    assert (shown["Driver"], shown["Labels"], shown["Scope"]) == ("local", {"a": "b"}, "local")
+    assert daemon.out("volume", "ls", "-q", "--filter", "label=a=b") == "data"
+
+
+def test_a_volume_in_use_stays(daemon: Daemon) -> None:
+    daemon.docker("create", "--name", "user", "-v", "data:/d", "-v", "/anonymous", "busybox", "true")
+    assert "volume is in use" in daemon.docker("volume", "rm", "data", check=False).stderr
+    daemon.docker("rm", "-v", "user")
+    assert daemon.out("volume", "ls", "-q") == "data"
+    assert daemon.out("volume", "rm", "data") == "data"
+
+
+def test_anonymous_volumes_go_with_an_auto_removed_container(daemon: Daemon) -> None:
+    run(daemon, "-v", "/anonymous", "-v", "named:/n", "busybox", "true")
+    assert daemon.out("volume", "ls", "-q") == "named"
+
+
+def test_volumes_of_another_container(daemon: Daemon) -> None:
+    daemon.docker("create", "--name", "donor", "-v", "data:/d", "busybox", "true")
+    run(daemon, "--volumes-from", "donor", "busybox", "touch", "/d/file")
+    refused = daemon.docker("run", "--rm", "--volumes-from", "donor:ro", "busybox", "rm", "/d/file", check=False)
+    assert "Read-only file system" in refused.stderr
+
+
+def test_a_volume_with_options_is_mounted_while_used(daemon: Daemon) -> None:
+    options = [word for o in ("type=tmpfs", "device=tmpfs", "o=size=1m,uid=77") for word in ("--opt", o)]
+    daemon.docker("volume", "create", *options, "memory")
+    mounted = run(daemon, "-v", "memory:/m", "busybox", "grep", " /m ", "/proc/mounts")
+    assert mounted.startswith("tmpfs /m tmpfs")
+    assert "uid=77" in mounted
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("volume", "create", "--driver", "nosuch", "v1"), 'plugin "nosuch" not found'),
+        (("volume", "create", "--opt", "foo=bar", "v1"), 'invalid option: "foo"'),
+        (("volume", "inspect", "nosuch"), "get nosuch: no such volume"),
+        (("run", "-v", "a/b:/x", "busybox"), "includes invalid characters for a local volume name"),
+        (("run", "--mount", "type=bind,src=/nosuch,dst=/x", "busybox"), "bind source path does not exist: /nosuch"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_dockerds_words(daemon: Daemon, argv: tuple[str, ...], words: str) -> None:
+    done = daemon.docker(*argv, check=False)
+    assert done.returncode
+    assert words in done.stderr
+
+
+class TestASubpath:
+    @pytest.fixture(autouse=True)
+    def _volume(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        run(daemon, "-v", "data:/d", "busybox", "sh", "-c", "mkdir -p /d/a/b; echo x > /d/a/b/f; ln -s / /d/evil")
+
+    def mount(self, subpath: str) -> tuple[str, ...]:
+        mount = f"type=volume,src=data,dst=/s,volume-subpath={subpath}"
+        return ("run", "--rm", "--network", "none", "--mount", mount, "busybox", "ls", "/s")
+
+    def test_it_is_mounted_alone(self) -> None:
+        assert self.daemon.out(*self.mount("a/b")) == "f"
+
+    @pytest.mark.parametrize("subpath", ["evil", "evil/etc", "a/../../..", "/etc"])
+    def test_it_never_leads_out(self, subpath: str) -> None:
+        done = self.daemon.docker(*self.mount(subpath), check=False)
+        assert done.returncode >= 125
+        assert done.stdout == ""
+
+
+def test_missing_bind_sources_are_made_for_v_and_not_for_mount(daemon: Daemon) -> None:
+    source = daemon.folder / "made-by-v"
+    run(daemon, "-v", f"{source}:/x", "busybox", "true")
+    assert source.is_dir()
