@@ -32,6 +32,7 @@ from seacan.engine.builds import Builds, Request, parse_name
 from seacan.errors import InvalidParameter, SeacanError
 from seacan.images.manifest import parse_platform
 from seacan.images.progress import short_id
+from seacan.registry.credentials import NONE, Credentials, decode_config_header
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -286,7 +287,7 @@ class _ClassicBuild:
         name = secrets.token_hex(10)
         path = cache.root / "contexts" / name
         path.mkdir(mode=0o755)
-        index = str(cache.root / "work" / f"{name}.index")
+        index = cache.index(name)
         try:
             folder = _Folder(str(path), index)
             wanted = self.asked.dockerfile
@@ -344,7 +345,14 @@ class _ClassicBuild:
 
     async def _build(self, folder: _Folder, dockerfile: bytes, filename: str) -> None:
         asked = self.asked
-        request = Request(dockerfile, asked.options, asked.names, asked.squash, asked.pull, filename)
+        known = decode_config_header(self.request.headers.get("X-Registry-Config", ""))
+
+        async def credentials(host: str) -> Credentials:
+            return known.get("https://index.docker.io/v1/" if host == "docker.io" else host, NONE)
+
+        request = Request(
+            dockerfile, asked.options, asked.names, asked.squash, asked.pull, filename, credentials=credentials
+        )
         converted = await self.builds.convert(request)
         for finding in converted.findings:
             if finding.rule.name == "NoEmptyContinuation":

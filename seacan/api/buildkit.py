@@ -39,6 +39,7 @@ from seacan.build.sources import parse_git
 from seacan.engine.builds import Builds, Outcome, Request
 from seacan.errors import InvalidParameter, NotFound, SeacanError, Unsupported
 from seacan.images import config as image_config
+from seacan.images import reference as references
 from seacan.images.manifest import Platform, host_platform
 from seacan.images.store import Lease
 
@@ -168,6 +169,7 @@ class BuildKit:
             f"{bridge}ReadFile": self.bridge_read_file,
             f"{bridge}ResolveImageConfig": self.bridge_resolve_image,
             "/grpc.health.v1.Health/Check": self.health,
+            "/opentelemetry.proto.collector.trace.v1.TraceService/Export": self.export_trace,
         }
 
     @property
@@ -299,6 +301,10 @@ class BuildKit:
     async def info(self, call: Call) -> None:
         await call.request(pb.Empty)
         await call.reply(pb.InfoResponse(_version()))
+
+    async def export_trace(self, call: Call) -> None:
+        await call.request(pb.Empty)
+        await call.reply(pb.Empty())  # traces are the client's own affair
 
     async def health(self, call: Call) -> None:
         await call.request(pb.Empty)
@@ -618,7 +624,7 @@ class BuildKit:
         job.recorder.started(vertex)
         assert job.session is not None
         id, path, _ = cache.new_folder(None)
-        index = str(cache.root / "work" / f"{id}.index")
+        index = cache.index(id)
         try:
             if url.startswith("http://buildkit-session/"):
                 body = job.session.upload(url.removeprefix("http://buildkit-session/"))
@@ -646,9 +652,14 @@ class BuildKit:
         options = settings.options(platform, loaded.patterns)
         named = await self._named_contexts(job, settings, inputs, platform)
         request = Request(
-            loaded.dockerfile, options, pull=settings.pull, filename=settings.filename, contexts=named,
+            loaded.dockerfile,
+            options,
+            pull=settings.pull,
+            filename=settings.filename,
+            contexts=named,
+            credentials=job.session.credentials,
             looking_up=_looking_up(job.recorder),
-        )  # fmt: skip
+        )
         source = frontend.SourceText(settings.filename, loaded.dockerfile)
         try:
             converted = await self.builds.convert(request)
@@ -785,7 +796,7 @@ class BuildKit:
         recorder.status(vertex, "exporting layers", 0, 0, done=True)
         recorder.status(vertex, f"writing image {image.id}", 0, 0, done=True)
         for name in names:
-            recorder.status(vertex, f"naming to {name}", 0, 0, done=True)
+            recorder.status(vertex, f"naming to {references.parse(name)}", 0, 0, done=True)
         if kind in ("docker", "oci"):
             assert job.session is not None
             recorder.status(vertex, "sending tarball", 0, 0)

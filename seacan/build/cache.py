@@ -7,6 +7,7 @@ away. When an image takes a layer over, its folder moves to the layer store and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -94,6 +95,10 @@ class BuildCache:
     def path(self, id: str) -> str:
         return str(self.root / "layers" / id)
 
+    def index(self, id: str) -> str:
+        """Where the digests of a context's files are kept."""
+        return str(self.root / "contexts" / f"{id}.index")
+
     def new_folder(self, below: str | None) -> tuple[str, str, str]:
         """An ID, a folder for what a step changes, and one for overlay's use. The root is like that of ``below``."""
         id = secrets.token_hex(10)
@@ -128,7 +133,7 @@ class BuildCache:
         path = self.path(row[0])
         if not os.path.isdir(path):
             self._database.execute("DELETE FROM build_layers WHERE id = ?", (row[0],))
-            self._trash.discard(Path(path))
+            self._drop(Path(path))
             return None
         self._database.execute(
             "UPDATE build_layers SET used = ?, uses = uses + 1 WHERE id = ?", (time.time_ns(), row[0])
@@ -218,15 +223,19 @@ class BuildCache:
             if record.id not in ids or record.in_use:
                 continue
             self._database.execute("DELETE FROM build_layers WHERE id = ?", (record.id,))
-            path = Path(self.path(record.id))
-            if path.is_symlink():
-                path.unlink()
-            else:
-                self._trash.discard(path)
+            if self._drop(Path(self.path(record.id))):
                 freed += record.size
-            if record.kind.startswith("source.local"):
-                self._trash.discard(self.root / "contexts" / record.id)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.index(record.id))
         return freed
+
+    def _drop(self, path: Path) -> bool:
+        """Make a layer's folder disappear; False if it was only a link to what an image has."""
+        if path.is_symlink():
+            path.unlink()
+            return False
+        self._trash.discard(path)
+        return True
 
     def prune(
         self,
@@ -271,15 +280,15 @@ class BuildCache:
         for name in os.listdir(self.root / "layers"):
             path = self.root / "layers" / name
             if name not in known:
-                if path.is_symlink():
-                    path.unlink()
-                else:
-                    self._trash.discard(path)
+                self._drop(path)
         for name in os.listdir(self.root / "work"):
             self._trash.discard(self.root / "work" / name)
         for name in os.listdir(self.root / "contexts"):
-            if name not in known:
-                self._trash.discard(self.root / "contexts" / name)
+            path = self.root / "contexts" / name
+            if path.is_dir():
+                self._trash.discard(path)
+            elif name.removesuffix(".index") not in known:
+                path.unlink()
 
 
 def _like(source: str | None, target: Path) -> None:

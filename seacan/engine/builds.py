@@ -32,16 +32,16 @@ from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, SandboxMoun
 from seacan.engine import oci
 from seacan.engine.config import ContainerConfig, EndpointSettings, HostConfig, Ulimit
 from seacan.engine.container import Record
-from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError, System
+from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError
 from seacan.images import config as image_config
 from seacan.images import reference as references
 from seacan.images import save
-from seacan.images.commit import pack_layer
 from seacan.images.config import History, ImageConfig, RootFS
 from seacan.images.manifest import Platform
 from seacan.images.reference import Reference
-from seacan.images.store import Image, Images, LayerBlob, Lease
+from seacan.images.store import Image, Lease
 from seacan.network.model import ContainerIdentity, PortRequest
+from seacan.registry.credentials import NONE, Credentials
 from seacan.runtime import spec
 from seacan.runtime.bundle import LogConfig, OverlayRoot, Rootfs, ShimConfig
 from seacan.runtime.task import Task
@@ -57,7 +57,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Pull = Callable[[str, Platform], "asyncio.Future[None]"]
+
+async def no_credentials(_host: str) -> Credentials:
+    return NONE
+
+
+async def _silently(_message: dict[str, object]) -> None:
+    """Progress of a pull that nobody is shown."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Request:
     pull: bool = False
     filename: str = "Dockerfile"
     contexts: Mapping[str, NamedContext] = field(default_factory=dict)
+    credentials: Callable[[str], Awaitable[Credentials]] = no_credentials
+    """What to tell a registry, by its host."""
     looking_up: Callable[[str], contextlib.AbstractContextManager[None]] = lambda _reference: contextlib.nullcontext()
     """Entered while a base image is looked up, for progress."""
 
@@ -197,7 +205,6 @@ class Builds:
         try:
             for reference in wanted if temporary else ():
                 images.add_tag(image.id, reference)
-            await ensure_archives(images, image)
             selected = save.select(images, [each.familiar for each in wanted] or [image.id])
             async for piece in save.save(images, selected):
                 yield piece
@@ -273,24 +280,6 @@ def _rootfs(outcome: Outcome) -> Rootfs | None:
     return OverlayRoot(tuple(layer.path for layer in reversed(outcome.layers)), options=OVERLAY_OPTIONS)
 
 
-async def ensure_archives(images: Images, image: Image) -> None:
-    """Make the archives of layers that a build has only handed over unpacked: saving and pushing need them."""
-    blobs = images.layer_blobs(image.id)
-    if all(blob is not None for blob in blobs):
-        return
-    with images.lease() as lease:
-        made: list[LayerBlob | None] = []
-        for chain_id, blob in zip(_chain_ids(image.config.rootfs.diff_ids), blobs, strict=True):
-            if blob is None:
-                blob = images.layer_blob(chain_id)
-            if blob is None:
-                blob, diff_id = await pack_layer(images, images.layers.get(chain_id).path, lease)
-                if diff_id != images.layers.get(chain_id).diff_id:
-                    raise System(f"layer {chain_id} has changed on disk: it is {diff_id} now")
-            made.append(blob)
-        images.register(images.blobs.read(image.id), made)
-
-
 def finish_config(
     converted: Converted, diff_ids: Sequence[str], *, created: int | None = None, history: list[History] | None = None
 ) -> ImageConfig:
@@ -347,20 +336,24 @@ class _Resolver:
     async def _image(self, reference: str, platform: Platform) -> ResolvedImage:
         images = self._engine.images
         wanted = platform if self._request.options.platform is not None else None
-        pull = getattr(self._engine, "pull", None)
-        if self._request.pull and pull is not None:
-            await pull(reference, platform)
         try:
+            if self._request.pull and not references.is_identifier(reference):
+                await self._pull(reference, wanted)
             image = images.get(reference, platform=wanted)
         except NotFound:
-            if pull is None:
+            if references.is_identifier(reference):
                 raise
-            await pull(reference, platform)
+            await self._pull(reference, wanted)
             image = images.get(reference, platform=wanted)
-        pinned = (
-            str(references.parse(reference).with_default_tag()) if not reference.startswith("sha256:") else reference
-        )
+        pinned = reference
+        if not reference.startswith("sha256:"):
+            pinned = str(references.parse(reference).with_default_tag())
         return ResolvedImage(image.config, image.chain_id or "", pinned, image.id)
+
+    async def _pull(self, text: str, platform: Platform | None) -> None:
+        reference = references.parse(text).with_default_tag()
+        credentials = await self._request.credentials(reference.domain)
+        await self._engine.distribution.pull(reference, _silently, credentials=credentials, platform=platform)
 
     async def named_context(self, name: str, platform: Platform) -> NamedContext | None:
         contexts = self._request.contexts
@@ -504,8 +497,9 @@ def _oci_mount(mount: SandboxMount) -> spec.Mount:
         options = ["nosuid", "nodev", mode]
         return spec.Mount(mount.target, "tmpfs", "tmpfs", options + ([f"size={mount.size}"] if mount.size else []))
     if mount.kind == "overlay":
-        lower = ":".join(path.replace("\\", "\\\\").replace(":", "\\:") for path in mount.lower)
-        return spec.Mount(mount.target, "overlay", "overlay", ["ro", f"lowerdir={lower}", "index=off"])
+        # One at a time: fsconfig(2) takes no value of more than 255 bytes.
+        lower = [f"lowerdir+={path}" for path in mount.lower]
+        return spec.Mount(mount.target, "overlay", "overlay", ["ro", *lower, "index=off"])
     options = ["rbind", mode, "rprivate", "nosuid", "nodev"]
     if mount.selector != "/":
         options.append(f"subpath={mount.selector}")

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
-from seacan.errors import InvalidParameter
+from seacan.errors import InvalidParameter, System
 from seacan.images import config as image_config
 from seacan.images import manifest as manifests
 from seacan.images.changes import apply_changes
@@ -75,6 +75,27 @@ async def commit_layer(
     if take:
         images.snapshots.remove(key)
     return NewLayer(chain_id, diff_id, blob, images.layers.get(chain_id).size)
+
+
+async def ensure_archives(images: Images, id: Digest) -> None:
+    """Make the archives of layers that a build handed over unpacked: who saves or pushes an image needs them.
+
+    Raises :class:`System` when a layer's files are no longer what its digest says.
+    """
+    blobs = images.layer_blobs(id)
+    if all(blob is not None for blob in blobs):
+        return
+    with images.lease() as lease:
+        made: list[LayerBlob] = []
+        for chain_id, known in zip(digests.chain_ids(images.config(id).rootfs.diff_ids), blobs, strict=True):
+            blob = known or images.layer_blob(chain_id)
+            if blob is None:
+                layer = images.layers.get(chain_id)
+                blob, diff_id = await pack_layer(images, layer.path, lease)
+                if diff_id != layer.diff_id:
+                    raise System(f"layer {chain_id} has changed on disk: its digest is {diff_id} now")
+            made.append(blob)
+        images.register(images.blobs.read(id), made)
 
 
 async def commit(

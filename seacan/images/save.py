@@ -16,6 +16,7 @@ import msgspec
 from seacan.errors import NotFound, System
 from seacan.images import manifest as manifests
 from seacan.images import reference as references
+from seacan.images.commit import ensure_archives
 from seacan.images.manifest import Descriptor, Index, Manifest, Platform
 from seacan.images.reference import Reference
 from seacan.images.store import Image, Images, LayerBlob
@@ -78,6 +79,8 @@ def select(images: Images, names: Sequence[str], platform: Platform | None = Non
 async def save(images: Images, selected: Sequence[_Selected]) -> AsyncIterator[bytes]:
     """The archive, piece by piece, of images chosen with :func:`select`."""
     archive = _Archive(images)
+    for item in selected:
+        await ensure_archives(images, item.image.id)
     with images.lease() as lease:
         plan = [archive.plan(item) for item in selected]
         for digest in archive.blobs:

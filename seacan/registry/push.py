@@ -17,6 +17,7 @@ from isal import isal_zlib
 from seacan.errors import NotFound, SeacanError, System
 from seacan.images import manifest as manifests
 from seacan.images import progress
+from seacan.images.commit import ensure_archives
 from seacan.images.manifest import Descriptor, Manifest, Platform
 from seacan.images.progress import Report, short_id
 from seacan.images.reference import Reference
@@ -92,6 +93,7 @@ class _Push:
 
     async def run(self, id: Digest, reference: Reference) -> Digest:
         """Push one image under one tag."""
+        await ensure_archives(self._images, id)
         with self._images.lease() as lease:
             image = self._images.get(id)
             blobs = self._images.layer_blobs(id)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from hpack import Decoder, Encoder, HPACKError
 
 from seacan.errors import System
+
+logging.getLogger("hpack").setLevel(logging.INFO)  # it tells of every byte
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -58,6 +61,7 @@ class Stream:
         self.window = connection.initial_window
         self._room = asyncio.Event()
         self._sent_end = False
+        self._done = False
         self.task: asyncio.Task[None] | None = None
 
     # --- from the peer ------------------------------------------------------------------------------------------
@@ -110,6 +114,16 @@ class Stream:
         self._ready.set()
         self._room.set()
 
+    def _reset_by_peer(self) -> None:
+        if self._ended:
+            # It has said all it had to say and wants to hear no more (RFC 9113, 8.1).
+            self._done = True
+            self._room.set()
+            return
+        self._fail(StreamReset("the peer gave the stream up"))
+        if self.task is not None:
+            self.task.cancel()
+
     # --- to the peer --------------------------------------------------------------------------------------------
 
     async def send_headers(self, headers: Headers, *, end: bool = False) -> None:
@@ -121,7 +135,7 @@ class Stream:
     async def send(self, data: bytes, *, end: bool = False) -> None:
         """Send data as the peer's windows allow."""
         view = memoryview(data)
-        while len(view):
+        while len(view) and not self._done:
             room = min(self.window, self.connection.window, self.connection.frame_size)
             if room <= 0:
                 self._check()
@@ -136,7 +150,7 @@ class Stream:
             self.connection.frame(_DATA, _END_STREAM if end and not len(view) else 0, self.id, piece)
             await self.connection.drain()
         if end:
-            if not len(data):
+            if not len(data) and not self._done:
                 self._check()
                 self.connection.frame(_DATA, _END_STREAM, self.id, b"")
                 await self.connection.drain()
@@ -309,9 +323,7 @@ class Connection:
             elif type_ == _RST_STREAM:
                 stream = self.streams.pop(id, None)
                 if stream is not None:
-                    stream._fail(StreamReset("the peer gave the stream up"))
-                    if stream.task is not None:
-                        stream.task.cancel()
+                    stream._reset_by_peer()
             elif type_ == _PUSH:
                 raise ConnectionLost("a push")
             elif type_ == _GOAWAY and not self.streams:

@@ -472,3 +472,14 @@ class GetSecretResponse(Message):
 @dataclass
 class CheckAgentRequest(Message):
     id: str = scalar(1, "string")
+
+
+@dataclass
+class CredentialsRequest(Message):
+    host: str = scalar(1, "string")
+
+
+@dataclass
+class CredentialsResponse(Message):
+    username: str = scalar(1, "string")
+    secret: str = scalar(2, "string")

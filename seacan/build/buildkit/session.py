@@ -6,20 +6,27 @@ The client has the server's role here: folders, secrets, SSH agents and places f
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from urllib.parse import quote_plus
 
 from seacan.build.buildkit import sync
-from seacan.build.buildkit.messages import BytesMessage, CheckAgentRequest, Empty, GetSecretRequest, GetSecretResponse
+from seacan.build.buildkit.messages import (
+    BytesMessage,
+    CheckAgentRequest,
+    CredentialsRequest,
+    CredentialsResponse,
+    Empty,
+    GetSecretRequest,
+    GetSecretResponse,
+)
 from seacan.build.buildkit.rpc import NOT_FOUND, UNIMPLEMENTED, Channel, Conversation, Status
 from seacan.build.cache import BuildCache
 from seacan.build.graph import LocalSource
 from seacan.build.solver import SourceFolder
 from seacan.errors import InvalidParameter, SeacanError, Unsupported
+from seacan.registry.credentials import NONE, Credentials
 from seacan.storage.worker import Launcher
 
 _FILE_SYNC = "/moby.filesync.v1.FileSync/DiffCopy"
@@ -27,6 +34,7 @@ _FILE_SEND = "/moby.filesync.v1.FileSend/DiffCopy"
 _SECRETS = "/moby.buildkit.secrets.v1.Secrets/GetSecret"
 _SSH_CHECK = "/moby.sshforward.v1.SSH/CheckAgent"
 _SSH_FORWARD = "/moby.sshforward.v1.SSH/ForwardAgent"
+_CREDENTIALS = "/moby.filesync.v1.Auth/Credentials"
 _UPLOAD = "/moby.upload.v1.Upload/Pull"
 _CHUNK = 1 << 17
 
@@ -63,13 +71,11 @@ class ClientSession:
         self._folders.cache.release(self._mine)
         for id in self._temporary:
             self._folders.cache.remove([id])
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._index(id))
         self._mine.clear()
         self._temporary.clear()
 
     def _index(self, id: str) -> str:
-        return str(self._folders.cache.root / "work" / f"{id}.index")
+        return self._folders.cache.index(id)
 
     # --- folders ------------------------------------------------------------------------------------------------
 
@@ -119,6 +125,17 @@ class ClientSession:
                 return None
             raise
         return answer.data
+
+    async def credentials(self, host: str) -> Credentials:
+        """What the client would tell the registry ``host``; none if it has nothing to say."""
+        asked = "https://index.docker.io/v1/" if host == "docker.io" else host
+        try:
+            answer = await self.channel.call(_CREDENTIALS, CredentialsRequest(asked), CredentialsResponse)
+        except Status:
+            return NONE
+        if not answer.username:
+            return Credentials(identity_token=answer.secret) if answer.secret else NONE
+        return Credentials(username=answer.username, password=answer.secret, server_address=asked)
 
     async def ssh(self, id: str, path: str) -> AbstractAsyncContextManager[None] | None:
         if not self.supports(_SSH_FORWARD):

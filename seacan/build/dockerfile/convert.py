@@ -250,6 +250,8 @@ class _Translation:
         self.declared: set[str] = set()
         self.epoch: int | None = None
         self.steps: list[Step] = []
+        self.lookups: dict[tuple[str, str], asyncio.Future[ResolvedImage]] = {}
+        self.base_vertices: dict[tuple[str, str], Vertex] = {}
         self.ignore = Matcher(options.ignore)
         self.context = Vertex(
             LocalSource("context", options.ignore), name="[internal] load build context", internal=True
@@ -632,7 +634,7 @@ class _Translation:
                 state.dispatched = state.unregistered
                 return
             try:
-                image = await self.resolver.image(stage.base, platform)
+                image = await self._image(stage.base, platform)
             except NotFound as error:
                 names = [each.name for each in self.states if each.name] + list(_COMMON_IMAGES)
                 message = str(error) if self.options.classic else f"{stage.base}: {error}"
@@ -655,20 +657,32 @@ class _Translation:
                 comment="",
             )
             state.platform = platform
-            shown = image.pinned or str(reference)
-            state.vertex = Vertex(
-                ImageSource(stage.base, image.chain_id),
-                name="",
-                source=_source(stage.location),
-                platform=platform,
-                command=stage.source,
-            )
-            state.vertex.name = self._prefix(state, f"FROM {shown}")
+            name = self._prefix(state, f"FROM {image.pinned or reference}")
+            vertex = self.base_vertices.get((image.chain_id, str(platform)))
+            if vertex is None:
+                vertex = Vertex(
+                    ImageSource(stage.base, image.chain_id),
+                    name=name,
+                    source=_source(stage.location),
+                    platform=platform,
+                    command=stage.source,
+                )
+                self.base_vertices[image.chain_id, str(platform)] = vertex
+            state.vertex = vertex
             state.dispatched = state.unregistered
         except SeacanError as error:
             if getattr(error, "location", None) is None:
                 error.location = stage.location  # type: ignore[attr-defined]
             raise
+
+    async def _image(self, reference: str, platform: Platform) -> ResolvedImage:
+        """Look a base image up; each once."""
+        key = (reference, str(platform))
+        task = self.lookups.get(key)
+        if task is None:
+            task = asyncio.ensure_future(self.resolver.image(reference, platform))
+            self.lookups[key] = task
+        return await asyncio.shield(task)
 
     def _use_context(self, state: _State, context: NamedContext, platform: Platform) -> None:
         state.vertex = context.vertex
