@@ -40,6 +40,10 @@ def group() -> None:
 @click.option(
     "--engine", type=click.Path(exists=True, path_type=Path), help="Data root of an engine to share blobs on disk with."
 )
+@click.option("--mirror", default="", metavar="DOMAIN", help="Hold copies of this registry, docker.io for instance.")
+@click.option("--mirror-insecure", is_flag=True, help="Reach it without TLS, or with any certificate.")
+@click.option("--mirror-username", default="", envvar="SEACAN_MIRROR_USERNAME", show_envvar=True)
+@click.option("--mirror-password", default="", envvar="SEACAN_MIRROR_PASSWORD", show_envvar=True)
 def serve(root: Path, listen: str, **options: Any) -> None:
     """Serve images to docker, podman, skopeo and every other client of the OCI distribution specification."""
     from seacan.registry.server.serve import Settings
@@ -65,6 +69,10 @@ def serve(root: Path, listen: str, **options: Any) -> None:
         keep_history=options["keep_history"],
         collect_every=options["collect_every"],
         engine=options["engine"],
+        mirror=options["mirror"],
+        mirror_insecure=options["mirror_insecure"],
+        mirror_username=options["mirror_username"],
+        mirror_password=options["mirror_password"],
     )
     asyncio.run(run(settings, lambda host, number: click.echo(f"registry: listening on {host}:{number}")))
 

@@ -9,6 +9,7 @@ import signal
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -19,6 +20,9 @@ from seacan.registry.server.application import application
 from seacan.registry.server.store import Store
 from seacan.storage.blobs import Blobs
 
+if TYPE_CHECKING:
+    from seacan.registry.server.mirror import Mirror
+
 log = logging.getLogger(__name__)
 
 
@@ -26,7 +30,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What ``seacan registry serve`` is told.
 
     ``quota`` is bytes; ``collect_every`` seconds (0: never by itself); ``engine`` is the data root of an engine whose
-    blobs are shared on disk.
+    blobs are shared on disk. ``mirror`` is the registry to hold copies of (``docker.io``); it makes this one read-only.
     """
 
     root: Path
@@ -45,6 +49,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_history: int = 10
     collect_every: float = 3600.0
     engine: Path | None = None
+    mirror: str = ""
+    mirror_insecure: bool = False
+    mirror_username: str = ""
+    mirror_password: str = ""
 
 
 def access(settings: Settings) -> Access:
@@ -76,6 +84,19 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
+def _mirror(store: Store, settings: Settings) -> Mirror | None:
+    if not settings.mirror:
+        return None
+    from seacan.registry.client import Registries
+    from seacan.registry.credentials import Credentials
+    from seacan.registry.endpoints import Settings as Client
+    from seacan.registry.server.mirror import Mirror
+
+    client = Client(insecure=(settings.mirror,) if settings.mirror_insecure else ())
+    credentials = Credentials(username=settings.mirror_username, password=settings.mirror_password)
+    return Mirror(store, Registries(lambda: client), settings.mirror, credentials)
+
+
 async def serve(settings: Settings, ready: Callable[[str, int], None] | None = None) -> None:
     """Answer until SIGTERM or SIGINT. ``ready`` is told the address and port once they are open."""
     store = Store(
@@ -84,7 +105,8 @@ async def serve(settings: Settings, ready: Callable[[str, int], None] | None = N
         quota=settings.quota,
         keep_history=settings.keep_history,
     )
-    app = application(store, access(settings), read_only=settings.read_only, delete=settings.delete)
+    mirror = _mirror(store, settings)
+    app = application(store, access(settings), read_only=settings.read_only, delete=settings.delete, upstream=mirror)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=10, auto_decompress=False)
     await runner.setup()
     stop = asyncio.Event()
@@ -93,6 +115,8 @@ async def serve(settings: Settings, ready: Callable[[str, int], None] | None = N
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
+        if mirror is not None:
+            stack.push_async_callback(mirror.close)
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, settings.address, settings.port, ssl_context=_tls(settings), backlog=1024)
         await site.start()
