@@ -66,7 +66,6 @@ def write_inline(cache: BuildCache, source: InlineSource) -> SourceFolder:
             with open(descriptor, "wb") as file:
                 file.write(content)
                 os.fchmod(descriptor, mode)
-            os.utime(f"{path}/{name}", ns=(0, 0))
             size += len(content)
         cache.settle(id)
         cache.put(key, id, kind="source.local", description="inline document", size=size)

@@ -79,8 +79,8 @@ def select(images: Images, names: Sequence[str], platform: Platform | None = Non
 async def save(images: Images, selected: Sequence[_Selected]) -> AsyncIterator[bytes]:
     """The archive, piece by piece, of images chosen with :func:`select`."""
     archive = _Archive(images)
-    for item in selected:
-        await ensure_archives(images, item.image.id)
+    for chosen in selected:
+        await ensure_archives(images, chosen.image.id)
     with images.lease() as lease:
         plan = [archive.plan(item) for item in selected]
         for digest in archive.blobs:
