@@ -94,7 +94,11 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         return no_content()
 
     async def stop(request: web.Request) -> web.StreamResponse:
-        await engine.lifecycle.stop(_name(request), patience=_timeout(request), signal=_signal(request))
+        name = _name(request)
+        try:
+            await engine.lifecycle.stop(name, patience=_timeout(request), signal=_signal(request))
+        except InvalidParameter as error:
+            raise InvalidParameter(f"cannot stop container: {name}: {error}") from error
         return no_content()
 
     async def restart(request: web.Request) -> web.StreamResponse:

@@ -336,7 +336,10 @@ class Containers:
             points.setdefault(point.destination, point)
         for point in points.values():
             if point.type == "volume":
+                mode = point.mode
                 await volumes.attach(point, container.id)
+                if not point.spec.target:
+                    point.mode = mode  # as dockerd: what only the image asks for has no mode
         return list(points.values())
 
     # --- changing --------------------------------------------------------------------------------------------------
@@ -441,10 +444,8 @@ class Containers:
             engine.snapshots.remove(container.id)
         self._forget(container)
         await engine.volumes.detach(container.id, container.record.mounts, remove_anonymous=volumes)
-        try:
-            shutil.rmtree(self.folder(container))
-        except OSError as error:
-            log.warning("cannot remove the folder of container %s: %s", container.id, error)
+        # Behind the client's back; what a crash leaves is swept at the next start.
+        container.spawn(asyncio.to_thread(shutil.rmtree, self.folder(container), ignore_errors=True), "delete")
         for client in container.clients:
             client.close()
         container.clients.clear()

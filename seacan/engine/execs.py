@@ -92,7 +92,10 @@ class Execs:
             raise Conflict(f"Container {reference} is paused, unpause the container before exec")
         if config.user:  # now rather than at the start: this answer can still carry an error
             users.resolve(config.user, self._engine.snapshots.rootfs(container.id))
-        keys = b"" if health_check else detach_keys(config.detach_keys)
+        try:
+            keys = b"" if health_check else detach_keys(config.detach_keys)
+        except InvalidParameter as error:
+            raise InvalidParameter(f"Invalid escape keys ({config.detach_keys}) provided") from error
         exec = Exec(container, config, keys)
         self._by_id[exec.id] = exec
         container.execs[exec.id] = exec

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ RESTART_DELAY = 0.1
 RESTART_DELAY_LIMIT = 60.0
 RESTART_STEADY = 10.0
 """A container that ran this long starts again without back-off. All in seconds, as dockerd."""
+NAME_FILES = ("hostname", "hosts", "resolv.conf")
 _SIGKILL = 9
 
 
@@ -183,8 +185,8 @@ class Lifecycle:
         if record.host_config.network_mode.startswith("container:"):
             folder = engine.containers.folder(self._joined(record.host_config.network_mode, "network"))
         else:
-            for name in ("hostname", "hosts", "resolv.conf"):
-                (folder / name).touch(mode=0o644)
+            for name in NAME_FILES:
+                os.close(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
         sources = oci.Sources(
             rootfs=engine.snapshots.rootfs(container.id),
             hostname=str(folder / "hostname"),
@@ -275,8 +277,12 @@ class Lifecycle:
     def _write_names(self, container: Container, texts: NameFiles) -> None:
         """Fill the files that the shim has mounted, or is about to: in place, since the mount is of the inode."""
         folder = self._engine.containers.folder(container)
-        for name, text in (("hostname", texts.hostname), ("hosts", texts.hosts), ("resolv.conf", texts.resolv_conf)):
-            (folder / name).write_text(text)
+        for name, text in zip(NAME_FILES, (texts.hostname, texts.hosts, texts.resolv_conf), strict=True):
+            fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+            try:
+                os.write(fd, text.encode())
+            finally:
+                os.close(fd)
 
     @staticmethod
     async def _abandon(container: Container, task: Task) -> None:
@@ -364,7 +370,8 @@ class Lifecycle:
         """Remove the bundle once the shim has no more use for it."""
         if task is not None:
             await asyncio.shield(task.gone)
-        shutil.rmtree(self._engine.containers.bundle(container), ignore_errors=True)
+        # A thread: on a disk with a journal each unlink can wait a millisecond.
+        await asyncio.to_thread(shutil.rmtree, self._engine.containers.bundle(container), ignore_errors=True)
 
     async def _release(self, container: Container) -> None:
         networks = self._engine.networks
@@ -564,7 +571,7 @@ class Lifecycle:
         async with container.lock:
             container.require_running()
             if container.state.paused:
-                raise Conflict(f"container {container.id} is already paused")
+                raise Conflict(f"Container {container.id} is already paused")
             try:
                 await asyncio.to_thread(self._engine.cgroup(container).freeze)
             except OSError as error:
@@ -580,7 +587,7 @@ class Lifecycle:
         container = self._engine.containers.get(reference)
         async with container.lock:
             if not container.state.paused:
-                raise Conflict(f"Container {container.id} is not paused")
+                raise System(f"Container {container.id} is not paused")
             await self._thaw(container)
             health.begin(self._engine, container)
             self._engine.containers.save_state(container)

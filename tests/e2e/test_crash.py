@@ -178,7 +178,7 @@ def check_leftovers(daemon: Daemon) -> None:
     eventually(lambda: shims(daemon) - running, "shims left")
     eventually(lambda: len(veths(daemon)) - len(networked), "veths left (or missing)")
     eventually(lambda: rows(daemon, "network_endpoint", "container") - running, "endpoints left")
-    assert {p.name for p in (daemon.data_root / "containers").iterdir()} == ids
+    eventually(lambda: {p.name for p in (daemon.data_root / "containers").iterdir()} ^ ids, "folders of containers")
     assert rows(daemon, "snapshots", "key") == ids
     assert not mounts_below(daemon.folder)
 
