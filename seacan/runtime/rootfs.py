@@ -48,6 +48,7 @@ _EMPTY: Final = MountPlan(
     "tmpfs",
     "tmpfs",
     set=k.MOUNT_ATTR_RDONLY,
+    superblock=["ro"],
     data=[("size", "4k"), ("nr_inodes", "1")],
 )
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
