@@ -294,9 +294,7 @@ class _ClassicBuild:
             if self.asked.remote and self.asked.remote != "client-session":
                 folder, wanted = await self._remote(folder, wanted)
             else:
-                await context.receive(
-                    self.builds.engine.launcher, self.request.content.iter_chunked(1 << 18), str(path), index
-                )
+                await context.receive(self.builds.workers, self.request.content.iter_chunked(1 << 18), str(path), index)
             filename = clean("/" + (wanted or "Dockerfile")).lstrip("/")
             dockerfile = context.read_file(folder.path, filename, _DOCKERFILE_LIMIT)
             if dockerfile is None and not wanted:
@@ -338,7 +336,7 @@ class _ClassicBuild:
         if kind.startswith("text/plain"):
             (self.builds.cache.root / "contexts" / os.path.basename(folder.path) / "Dockerfile").write_bytes(content)
             return folder, "Dockerfile"
-        await context.receive(self.builds.engine.launcher, pieces(), folder.path, folder.index, single="Dockerfile")
+        await context.receive(self.builds.workers, pieces(), folder.path, folder.index, single="Dockerfile")
         return folder, single
 
     # --- building -----------------------------------------------------------------------------------------------

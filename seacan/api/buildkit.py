@@ -54,6 +54,7 @@ VERSION = "v0.25.1"
 _SESSION_WAIT = 10.0
 """Seconds a solve waits for its session to connect."""
 _HISTORY = 50
+_FILE_LIMIT = 16 << 20
 
 _FRONTEND_CAPS = (
     *("solve.base", "solve.inlinereturn", "resolveimage", "resolveimage.resolvemode", "readfile", "return"),
@@ -179,7 +180,7 @@ class BuildKit:
     @property
     def folders(self) -> ContextFolders:
         if self._folders is None:
-            self._folders = ContextFolders(self.builds.cache, self.engine.launcher)
+            self._folders = ContextFolders(self.builds.cache, self.builds.workers)
         return self._folders
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -570,24 +571,27 @@ class BuildKit:
         try:
             name = settings.filename
             if remote_context is not None and not settings.local_dockerfile:
-                folder = remote_context.path
+                found = {
+                    each: content
+                    for each in (name, f"{name}.dockerignore", name.lower())
+                    if (content := contexts.read_file(remote_context.path, each, _FILE_LIMIT)) is not None
+                }
             else:
-                wanted = (f"/{name}", f"/{name}.dockerignore", f"/{name.lower()}")
-                local = await session.local(
-                    LocalSource(settings.dockerfile_key, (), wanted),
+                found = await session.read_files(
+                    settings.dockerfile_key,
+                    (name, f"{name}.dockerignore", name.lower()),
                     lambda size, done: recorder.status(load, "transferring dockerfile:", size, 0, done=done),
                 )
-                folder = local.path
-            dockerfile = contexts.read_file(folder, name, 16 << 20)
+            dockerfile = found.get(name)
             if dockerfile is None and name == "Dockerfile":
-                dockerfile = contexts.read_file(folder, "dockerfile", 16 << 20)
+                dockerfile = found.get("dockerfile")
             if dockerfile is None:
                 raise InvalidParameter(f"failed to read dockerfile: open {name}: no such file or directory")
         except SeacanError as error:
             recorder.completed(load, error=error.message)
             raise
         recorder.completed(load)
-        own_ignore = contexts.read_file(folder, f"{name}.dockerignore", 1 << 20)
+        own_ignore = found.get(f"{name}.dockerignore")
         ignore = Vertex(Scratch(), name="[internal] load .dockerignore", internal=True)
         recorder.started(ignore)
         if own_ignore is not None:
@@ -595,11 +599,12 @@ class BuildKit:
         elif remote_context is not None:
             patterns = contexts.ignore_patterns(remote_context.path, name)
         else:
-            local = await session.local(
-                LocalSource(settings.context_key, (), ("/.dockerignore",)),
+            read = await session.read_files(
+                settings.context_key,
+                (".dockerignore",),
                 lambda size, done: recorder.status(ignore, "transferring context:", size, 0, done=done),
             )
-            content = contexts.read_file(local.path, ".dockerignore", 1 << 20)
+            content = read.get(".dockerignore")
             patterns = read_ignore_file(content) if content is not None else []
         recorder.completed(ignore)
         return _Loaded(dockerfile, tuple(patterns), remote_context, load)
@@ -631,7 +636,7 @@ class BuildKit:
             else:
                 content, _kind = await remote.read_http(url, 1 << 30)
                 body = _pieces(content)
-            await contexts.receive(self.engine.launcher, body, path, index, single=settings.filename)
+            await contexts.receive(self.builds.workers, body, path, index, single=settings.filename)
         except BaseException:
             cache.discard(id)
             raise

@@ -159,11 +159,11 @@ class _Shared:
 class Solver:
     """One for an engine: what one build is doing, others need not do."""
 
-    def __init__(self, cache: BuildCache, images: Images, sandboxes: Sandboxes) -> None:
+    def __init__(self, cache: BuildCache, images: Images, sandboxes: Sandboxes, launcher: worker.Launcher) -> None:
         self.cache = cache
         self.images = images
         self.sandboxes = sandboxes
-        self.launcher = images.launcher
+        self.launcher = launcher
         self._steps: dict[str, _Shared] = {}
         self._checksums: dict[str, asyncio.Future[str]] = {}
         self._diffs: dict[str, asyncio.Task[None]] = {}

@@ -27,6 +27,7 @@ from seacan.build.buildkit.rpc import Conversation
 from seacan.build.cache import BuildCache, Layer
 from seacan.build.dockerfile.convert import Converted, NamedContext, Options, ResolvedImage, convert
 from seacan.build.graph import Exec
+from seacan.build.nursery import Nursery
 from seacan.build.progress import Progress
 from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, SandboxMount, Session, Solver
 from seacan.engine import oci
@@ -101,7 +102,8 @@ class Builds:
         self.trash = Trash(data_root / "trash", engine.launcher)
         self.cache = BuildCache(data_root / "build", engine.database, self.trash)
         self.sandboxes = EngineSandboxes(engine)
-        self.solver = Solver(self.cache, engine.images, self.sandboxes)
+        self.workers = Nursery(engine.launcher)
+        self.solver = Solver(self.cache, engine.images, self.sandboxes, self.workers)
         self._exporting = asyncio.Lock()
 
     async def start(self) -> None:
@@ -111,6 +113,7 @@ class Builds:
 
     async def close(self) -> None:
         await self.solver.close()
+        await self.workers.close()
         await self.trash.close()
 
     async def convert(self, request: Request) -> Converted:
@@ -224,9 +227,7 @@ class Builds:
             return
         reader, writer = os.pipe2(os.O_CLOEXEC)
         working = asyncio.create_task(
-            worker.run(
-                self.engine.launcher, "seacan.storage.pack:main", PackRequest("tree", rootfs), (writer,), PackResult
-            )
+            worker.run(self.workers, "seacan.storage.pack:main", PackRequest("tree", rootfs), (writer,), PackResult)
         )
         await asyncio.sleep(0.01)
         try:
@@ -249,7 +250,7 @@ class Builds:
         """The file system of the result, to a client that receives it by fsutil's protocol."""
         rootfs = _rootfs(outcome)
         if rootfs is not None:
-            await sync.send(self.engine.launcher, talk, rootfs)
+            await sync.send(self.workers, talk, rootfs)
 
     async def _squash(self, outcome: Outcome) -> tuple[tuple[Layer, ...], list[History]]:
         """All layers above the base's as one."""
@@ -262,7 +263,7 @@ class Builds:
             return base, history
         id, upper, _ = self.cache.new_folder(None)
         await worker.run(
-            self.engine.launcher,
+            self.workers,
             "seacan.build.files:squash_main",
             files.SquashRequest(tuple(layer.path for layer in new), upper),
             (),

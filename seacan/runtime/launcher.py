@@ -94,7 +94,8 @@ class Launcher:
     descriptors (input and output on /dev/null, errors relayed to the daemon's). What it returns is the exit status.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "seacan.runtime.forkserver") -> None:
+        self._program_name = program
         self._program: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._sequence = 0
@@ -117,7 +118,7 @@ class Launcher:
         ours, theirs = packets.pair()
         try:
             program = subprocess.Popen(
-                [sys.executable, "-m", "seacan.runtime.forkserver", str(theirs.fileno())],
+                [sys.executable, "-m", self._program_name, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

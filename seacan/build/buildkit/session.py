@@ -115,6 +115,17 @@ class ClientSession:
         cache.set_size(id, max(done.received, 1))
         return SourceFolder(path, "", self._index(id))
 
+    async def read_files(
+        self, name: str, paths: Sequence[str], report: Callable[[int, bool], None]
+    ) -> dict[str, bytes]:
+        """Small files of a client's folder, in memory; those that are not there are left out."""
+        if not self.supports(_FILE_SYNC):
+            raise InvalidParameter("no local sources enabled")
+        metadata = _metadata({"dir-name": [name], "followpaths": list(dict.fromkeys(paths))})
+        talk = await self.channel.open(_FILE_SYNC, metadata)
+        async with talk:
+            return await sync.read(talk, paths, report)
+
     # --- secrets and agents -------------------------------------------------------------------------------------
 
     async def secret(self, id: str) -> bytes | None:

@@ -53,6 +53,59 @@ async def receive(
     return await _converse(launcher, talk, "seacan.build.buildkit.sync:main", request, report)
 
 
+_READ_LIMIT = 16 << 20
+
+
+async def read(talk: Conversation, paths: Sequence[str], report: Callable[[int, bool], None]) -> dict[str, bytes]:
+    """Receive a few small files into memory: the Dockerfile and what belongs to it."""
+    wanted = set(paths)
+    asked: dict[int, str] = {}
+    content: dict[str, bytearray] = {}
+    links: dict[str, str] = {}
+    number = size = 0
+    ended = False
+    while True:
+        message = await talk.next()
+        if message is None:
+            break
+        packet = Packet.decode(message)
+        if packet.type == ERR:
+            raise InvalidParameter(f"error from sender: {packet.data.decode('utf-8', 'replace')}")
+        if packet.type == FIN:
+            await talk.end()
+            continue
+        if packet.type == STAT:
+            if packet.stat is None:
+                ended = True
+            else:
+                described: Stat = packet.stat
+                if described.mode & _MODE_SYMLINK:
+                    links[described.path] = described.linkname
+                elif not described.mode & _MODE_TYPE:
+                    asked[number] = described.path
+                    content[described.path] = bytearray()
+                    await talk.send(Packet(type=REQ, id=number))
+                number += 1
+        elif packet.type == DATA and packet.id in asked:
+            if packet.data:
+                size += len(packet.data)
+                if size > _READ_LIMIT:
+                    raise InvalidParameter(f"the Dockerfile is larger than {_READ_LIMIT} bytes")
+                content[asked[packet.id]] += packet.data
+                report(size, False)
+            else:
+                del asked[packet.id]
+        if ended and not asked:
+            ended = False
+            await talk.send(Packet(type=FIN))
+    report(size, True)
+    for path, target in links.items():
+        real = target.lstrip("/") if target.startswith("/") else os.path.normpath(f"{os.path.dirname(path)}/{target}")
+        if real.lstrip("/") in content:
+            content[path] = content[real.lstrip("/")]
+    return {path: bytes(data) for path, data in content.items() if path in wanted}
+
+
 async def send(launcher: Launcher, talk: Conversation, rootfs: Rootfs) -> SyncResult:
     """Speak the sender's part: the client receives the files of ``rootfs``."""
     request = SendRequest(rootfs)
