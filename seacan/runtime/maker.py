@@ -63,7 +63,7 @@ FromMaker = Sandboxed | Made | Begun | Refused
 
 
 def fork(work: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
-    """Run ``work`` with one end of a channel in a new process, which ends with this one; gives its pid and the other."""
+    """Run ``work`` with one end of a channel in a new process, which ends with this one; gives pid and other end."""
     ours, theirs = packets.pair()
     pid = os.fork()
     if pid:

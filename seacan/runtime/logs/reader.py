@@ -428,35 +428,48 @@ async def entries(
                     yield kept
                 if window.over:
                     return
-        current = files.fds[-1]
         first = starts[-1]
-        position = _Position(os.fstat(current).st_size if first is None else first)
+        position = _Position(os.fstat(files.fds[-1]).st_size if first is None else first)
         if follower is None:
-            async for some in _decoded(current, position.at, os.fstat(current).st_size, format):
+            size = os.fstat(files.fds[-1]).st_size
+            async for some in _decoded(files.fds[-1], position.at, size, format):
                 if kept := window(some):
                     yield kept
                 if window.over:
                     return
             return
+        current = _Descriptor(os.dup(files.fds[-1]))
+        stack.callback(current.close)
+        files.close()
         deadline = None
         if options.until:
             deadline = asyncio.get_running_loop().time() + options.until / 1e9 - time.time()
         while True:
             finished = ended is not None and ended.done()
             late = deadline is not None and asyncio.get_running_loop().time() >= deadline
-            following = follower.poll() > 0
-            async for some in _decoded(current, position.at, None, format, position.moved):
+            rotated = follower.poll() > 0
+            async for some in _decoded(current.fd, position.at, None, format, position.moved):
                 if kept := window(some):
                     yield kept
                 if window.over:
                     return
-            if following and (following_fd := follower.next()) is not None:
-                stack.callback(os.close, following_fd)
-                current, position = following_fd, _Position(0)
-                continue
-            if finished or late:
+            if rotated and (following := follower.next()) is not None:
+                current.close()
+                current.fd, position = following, _Position(0)
+            elif finished or late:
                 return
-            await follower.wait(ended, deadline)
+            elif not rotated:
+                await follower.wait(ended, deadline)
+
+
+class _Descriptor:
+    """The file that is being followed."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 class _Position:

@@ -64,8 +64,8 @@ class LogWriter:
         self._append(waiting)
 
     def close(self, reap: Callable[[int], None]) -> None:
-        """Write what still waits; ``reap(pid)`` waits for a compressor."""
-        while self._waiting and self.file.compressor:
+        """Write what still waits, and see the compression through; ``reap(pid)`` waits for a process."""
+        while self.file.compressor:
             reap(self.file.compressor)
             self.compressed()
         self.file.close()

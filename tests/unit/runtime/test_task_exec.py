@@ -138,5 +138,5 @@ async def test_its_end_while_no_daemon_was_there_is_told_to_the_next(running: Ru
 async def test_it_cannot_be_had_in_a_container_that_has_ended(shims: Shims) -> None:
     running = await shims.start(["true"])
     await running.exit()
-    with pytest.raises(Exception, match="not running|stopped"):
+    with pytest.raises(Exception, match=r"not running|stopped"):
         await running.exec("e1", ["true"])
