@@ -13,6 +13,7 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import os
 import secrets
 import socket
 import time
@@ -893,12 +894,20 @@ class Networks:
         attachment = self._attachments.get(endpoints[0].container) if endpoints else None
         links, resolver = self._kernel_links, self._resolver
         named = any(not join.spec.predefined for join in joins)
-        netns, rtnl = sandbox.netns, sandbox.rtnl
+        # Copies: a container that ends meanwhile takes the sandbox's own descriptors with it, and their numbers may
+        # then be anything's.
+        netns = os.dup(sandbox.netns)
+        rtnl = None if sandbox.rtnl is None else os.dup(sandbox.rtnl)
 
         def connect() -> list[socket.socket]:
-            if joins:
-                links.join(joins, netns, rtnl)
-            return resolver.open_sockets(netns) if named else []
+            try:
+                if joins:
+                    links.join(joins, netns, rtnl)
+                return resolver.open_sockets(netns) if named else []
+            finally:
+                for fd in (netns, rtnl):
+                    if fd is not None:
+                        os.close(fd)
 
         try:
             sockets = await self._run(connect)
