@@ -17,7 +17,6 @@ the program unless they are removed, as leaving a ``with`` block does.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
 import socket
 import threading
@@ -808,7 +807,8 @@ def default_engine() -> Engine:
         if _default is None:
             engine = Engine()
             engine.start()
-            atexit.register(engine.close)
+            # Not atexit's: by then executors take no more work, and the engine's farewell needs one.
+            threading._register_atexit(engine.close)  # type: ignore[attr-defined]
             _default = engine
         return _default
 

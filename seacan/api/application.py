@@ -133,12 +133,16 @@ async def serve(engine: Engine, listeners: Sequence[tuple[socket.socket, ssl.SSL
     )
     await runner.setup()
     loop = asyncio.get_running_loop()
-    servers = [
-        await loop.create_server(lambda: _connection(runner), sock=listener, ssl=context, backlog=1024)
-        if listener.family != socket.AF_UNIX
-        else await loop.create_unix_server(lambda: _connection(runner), sock=listener, ssl=context, backlog=1024)
-        for listener, context in listeners
-    ]
+    servers = []
+    for listener, context in listeners:
+        if context is not None:
+            from seacan.api import tls
+
+            servers.append(await tls.listen(listener, context, lambda: _connection(runner)))
+        elif listener.family == socket.AF_UNIX:
+            servers.append(await loop.create_unix_server(lambda: _connection(runner), sock=listener, backlog=1024))
+        else:
+            servers.append(await loop.create_server(lambda: _connection(runner), sock=listener, backlog=1024))
     return Server(runner, servers)
 
 

@@ -257,6 +257,8 @@ class Client:
     def _wrap(self, connection: socket.socket, name: str) -> socket.socket:
         import ssl
 
+        from seacan.cli import tls
+
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if self.verify:
             context.load_verify_locations(self.ca)
@@ -266,7 +268,7 @@ class Client:
         if os.path.exists(self.cert) and os.path.exists(self.key):
             context.load_cert_chain(self.cert, self.key)
         try:
-            return context.wrap_socket(connection, server_hostname=name.strip("[]"))
+            return tls.wrap(connection, context, name.strip("[]"))
         except ssl.SSLError as error:
             connection.close()
             raise Unavailable(f"cannot speak TLS with the daemon at {self.host}: {error.reason or error}") from error

@@ -55,6 +55,9 @@ def version(client: Client, arguments: list[str], *, format: str) -> None:
     except SeacanError as error:
         failure = error
     if format:
+        # docker's templates see Go's names of these fields, its JSON has others.
+        for side in (ours, theirs or {}):
+            side |= {name.replace("Api", "API"): text for name, text in side.items() if "Api" in name}
         _template(format, {"Client": ours, "Server": theirs})
     else:
         rows = [["Client:"], [" Version:", ours["Version"]], [" API version:", ours["ApiVersion"]]]
