@@ -5,8 +5,8 @@ own. Freezing and killing go through the unified hierarchy wherever there is one
 
 Cost (measured, Linux 6.18, eight v1 hierarchies): making all directories 0.5 ms, each write to cgroup.procs 20–90 µs,
 but the *first* write in a while 11 ms: the kernel waits for an RCU grace period (cgroup_threadgroup_rwsem), holding up
-other cgroup changes, not other work. So let a process join while another goes on with its mounts, or join a spare
-one ahead of time and :meth:`Cgroup.rename`, or use CLONE_INTO_CGROUP on v2 (:meth:`Cgroup.directory_fd`).
+other cgroup changes, not other work. So let a process join while others
+go on with what they do, or use CLONE_INTO_CGROUP on v2 (:meth:`Cgroup.directory_fd`).
 """
 
 from __future__ import annotations
@@ -199,22 +199,6 @@ class Cgroup:
             if not (other + "/").startswith(self.unified + "/"):
                 raise
             files.write(other, "cgroup.procs", text)
-
-    def rename(self, path: str) -> Cgroup:
-        """Give a v1 cgroup, with the processes in it, another last name, and return it under that name.
-
-        This is how a process that joined ahead of time becomes a container without the grace period of a move.
-        The unified hierarchy cannot rename (EPERM): the process must join there anew, which costs no grace period
-        only by CLONE_INTO_CGROUP; so this is for legacy hosts and raises Unsupported elsewhere.
-        """
-        if self.unified is not None:
-            raise Unsupported(f"cannot rename cgroup {self.path}: the unified hierarchy has no rename")
-        renamed = open(path, self.hierarchies)
-        if posixpath.dirname(renamed.path) != posixpath.dirname(self.path):
-            raise InvalidParameter(f"cannot rename cgroup {self.path} to {path}: not the same parent")
-        for old, new in zip(self.directories, renamed.directories, strict=True):
-            os.rename(old, new)
-        return renamed
 
     def remove(self) -> None:
         """Remove the cgroup and every cgroup below it. Not existing is fine.

@@ -201,17 +201,3 @@ def test_the_root_cgroup_is_out_of_reach(hierarchies: cgroups.Hierarchies, opera
     root = cgroups.Cgroup("/", hierarchies, (), hierarchies.unified)
     with pytest.raises(InvalidParameter):
         getattr(root, operation)()
-
-
-def test_renaming_keeps_the_processes(cgroup: cgroups.Cgroup, sleeper: Sleeper) -> None:
-    host = cgroups.Hierarchies(v1=cgroup.hierarchies.v1)
-    if not host.v1:
-        pytest.skip("this machine has no v1 hierarchies")
-    spare = cgroups.open(f"{cgroup.path}/spare", host)
-    spare.create()
-    pid = sleeper()
-    spare.join(pid)
-    renamed = spare.rename(f"{cgroup.path}/taken")
-    assert renamed.processes() == [pid]
-    with pytest.raises(InvalidParameter, match="not the same parent"):
-        renamed.rename("/elsewhere")
