@@ -60,6 +60,8 @@ class Layer:
     diff_id: str = ""
     size: int = 0
     base: bool = False
+    created: int = 0
+    """Nanoseconds since 1970; 0 for a base layer, whose time its image's history tells."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class BuildCache:
     def find(self, key: str) -> Layer | None:
         """The result of ``key``, if it is there and its files are. Counts as a use."""
         row = self._database.execute(
-            "SELECT id, diff_id, size FROM build_results JOIN build_layers ON id = layer WHERE key = ?", (key,)
+            "SELECT id, diff_id, size, created FROM build_results JOIN build_layers ON id = layer WHERE key = ?", (key,)
         ).fetchone()
         if row is None:
             return None
@@ -138,7 +140,7 @@ class BuildCache:
         self._database.execute(
             "UPDATE build_layers SET used = ?, uses = uses + 1 WHERE id = ?", (time.time_ns(), row[0])
         )
-        return Layer(row[0], path, row[1], row[2])
+        return Layer(row[0], path, row[1], row[2], created=row[3])
 
     def put(
         self, key: str, id: str, *, kind: str = "regular", description: str = "", size: int = 0, parent: str = ""
@@ -152,7 +154,7 @@ class BuildCache:
                 (id, kind, description, size, now, now, parent),
             )
             self._database.execute("INSERT OR REPLACE INTO build_results VALUES (?, ?)", (key, id))
-        return Layer(id, self.path(id), "", size)
+        return Layer(id, self.path(id), "", size, created=now)
 
     def set_diff_id(self, layer: Layer, diff_id: str, size: int) -> None:
         """Remember a layer's digest and the size of its files."""

@@ -155,9 +155,7 @@ class Builds:
             lease.release()
             raise
 
-    async def store(
-        self, outcome: Outcome, lease: Lease, names: Sequence[str], *, squash: bool = False, created: int | None = None
-    ) -> Image:
+    async def store(self, outcome: Outcome, lease: Lease, names: Sequence[str], *, squash: bool = False) -> Image:
         """Make an image of what a build made, and give it its names."""
         images = self.engine.images
         wanted = [parse_name(name) for name in names]
@@ -169,7 +167,8 @@ class Builds:
             diff_ids, chain = await self.solver.export(layers)
             if chain is not None:
                 lease.add(chain)
-            config = finish_config(outcome.converted, diff_ids, created=created, history=history)
+            times = [layer.created for layer in layers]
+            config = finish_config(outcome.converted, diff_ids, times, history=history)
             blobs = {}
             for layer, chain_id in zip(layers, _chain_ids(diff_ids), strict=True):
                 blobs[layer.id] = images.layer_blob(chain_id)
@@ -282,11 +281,17 @@ def _rootfs(outcome: Outcome) -> Rootfs | None:
 
 
 def finish_config(
-    converted: Converted, diff_ids: Sequence[str], *, created: int | None = None, history: list[History] | None = None
+    converted: Converted,
+    diff_ids: Sequence[str],
+    times: Sequence[int],
+    *,
+    history: list[History] | None = None,
 ) -> ImageConfig:
-    """The configuration with layers, times, and a history that has a line for each layer."""
-    moment = converted.epoch * 10**9 if converted.epoch is not None else created or time.time_ns()
-    stamp = image_config.format_time(moment)
+    """The configuration with layers, times, and a history that has a line for each layer.
+
+    ``times`` says when each layer was made (0: the base's). Lines without a layer get the time of the layer before
+    them, as BuildKit has it: so the same result from the cache is the same image.
+    """
     lines = list(converted.config.history if history is None else history)
     described = sum(not line.empty_layer for line in lines)
     while described < len(diff_ids):
@@ -298,10 +303,39 @@ def finish_config(
         if not lines[at].empty_layer:
             lines[at] = msgspec.structs.replace(lines[at], empty_layer=True)
             described -= 1
-    lines = [line if line.created else msgspec.structs.replace(line, created=stamp) for line in lines]
+    if converted.epoch is not None:
+        stamp = image_config.format_time(converted.epoch * 10**9)
+        lines = [line if line.created else msgspec.structs.replace(line, created=stamp) for line in lines]
+    else:
+        lines, stamp = _with_times(lines, times)
     return msgspec.structs.replace(
         converted.config, created=stamp, history=lines, rootfs=RootFS(diff_ids=[DiffID(each) for each in diff_ids])
     )
+
+
+def _with_times(lines: Sequence[History], times: Sequence[int]) -> tuple[list[History], str]:
+    remaining = iter(times)
+    stamped: list[History] = []
+    for line in lines:
+        made = 0 if line.empty_layer else next(remaining, 0)
+        stamped.append(
+            msgspec.structs.replace(line, created=image_config.format_time(made)) if made and not line.created else line
+        )
+    current: str | None = None
+    missing = False
+    for line in stamped:
+        if line.created:
+            current = line.created
+            if missing:
+                break
+        else:
+            missing = True
+    current = current or image_config.format_time(time.time_ns())
+    result: list[History] = []
+    for line in stamped:
+        current = line.created or current
+        result.append(line if line.created else msgspec.structs.replace(line, created=current))
+    return result, current
 
 
 def parse_name(name: str) -> Reference:
