@@ -3,10 +3,10 @@
 Each controller is used where the host has it (v1, or v2), so legacy, hybrid and unified hosts need no code of their
 own. Freezing and killing go through the unified hierarchy wherever there is one.
 
-Cost (measured, Linux 6.18, eight v1 hierarchies): making all directories 0.5 ms, each write to cgroup.procs 20–90 µs,
-but the *first* write in a while 11 ms: the kernel waits for an RCU grace period (cgroup_threadgroup_rwsem), holding up
-other cgroup changes, not other work. So let a process join while others
-go on with what they do, or use CLONE_INTO_CGROUP on v2 (:meth:`Cgroup.directory_fd`).
+Cost (measured, Linux 6.18, eight v1 hierarchies): making all directories 0.5 ms, each write to cgroup.procs 20-90 µs,
+but the *first* write in a while 11 ms: the kernel waits for an RCU grace period (cgroup_threadgroup_rwsem). The runtime
+avoids it: a single thread moves itself by writing 0 to ``tasks``, and on v2 is born there by CLONE_INTO_CGROUP
+(:meth:`Cgroup.directory_fd`); see docs/decisions/0005. :meth:`Cgroup.join` is for those who cannot.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Cgroup:
         """Move a process (all its threads) into the cgroup.
 
         On v2 a cgroup whose children have controllers takes no process (a container that runs an engine or systemd
-        of its own): then it goes where ``beside``, the container's init, is. See the module about the cost.
+        of its own): then it goes where ``beside``, the container's init, is. See the module's head about the cost.
         """
         text = str(pid)
         for _, directory, _ in self._places:
