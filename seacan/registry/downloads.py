@@ -46,25 +46,35 @@ class Download:
 
     def __init__(self, descriptor: Descriptor) -> None:
         self.descriptor = descriptor
-        self.progress = Progress("Waiting")
         self.users = 0
         self.task: asyncio.Task[Staged | None] | None = None
+        self._states = [Progress("Waiting")]
         self._changed = asyncio.Event()
 
     def tell(self, progress: Progress) -> None:
-        self.progress = progress
+        """A new state; the numbers of the same state replace each other."""
+        if self._states[-1].state == progress.state:
+            self._states[-1] = progress
+        else:
+            self._states.append(progress)
         event, self._changed = self._changed, asyncio.Event()
         event.set()
 
     async def follow(self) -> AsyncIterator[Progress]:
-        """Every state from now on that one has time for; ends with the download."""
+        """Every state from the beginning, and as many of its numbers as one has time for; ends with the download."""
         assert self.task is not None
+        at = 0
         last: Progress | None = None
         while True:
             changed = self._changed
-            if self.progress != last:
-                last = self.progress
-                yield last
+            while True:
+                if self._states[at] is not last:
+                    last = self._states[at]
+                    yield last
+                elif at + 1 < len(self._states):
+                    at += 1
+                else:
+                    break
             if self.task.done():
                 return
             waiting = asyncio.ensure_future(changed.wait())
