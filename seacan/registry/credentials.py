@@ -61,7 +61,7 @@ def decode_header(value: str) -> Credentials:
     if not value:
         return NONE
     try:
-        content = base64.urlsafe_b64decode(value.rstrip("=") + "=" * (-len(value.rstrip("=")) % 4))
+        content = _decode_base64(value)
         return msgspec.convert(_without_nulls(msgspec.json.decode(content or b"{}")), Credentials)
     except (binascii.Error, ValueError, msgspec.DecodeError):
         raise InvalidParameter("invalid X-Registry-Auth header") from None
@@ -72,10 +72,16 @@ def decode_config_header(value: str) -> dict[str, Credentials]:
     if not value:
         return {}
     try:
-        content = base64.urlsafe_b64decode(value.rstrip("=") + "=" * (-len(value.rstrip("=")) % 4))
+        content = _decode_base64(value)
         return msgspec.convert(_without_nulls(msgspec.json.decode(content or b"{}")), dict[str, Credentials])
     except (binascii.Error, ValueError, msgspec.DecodeError):
         raise InvalidParameter("invalid X-Registry-Config header") from None
+
+
+def _decode_base64(value: str) -> bytes:
+    """With or without padding, in the alphabet for URLs."""
+    value = value.rstrip("=")
+    return base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True)
 
 
 def _without_nulls(value: object) -> object:

@@ -164,7 +164,7 @@ class _Push:
     async def _push_config(self, id: Digest, config: bytes) -> None:
         if not await self._repository.has_blob(id):
             location = await self._repository.start_upload()
-            await self._repository.upload(location, id, len(config), lambda: _pieces(config))
+            await self._upload(location, id, len(config), lambda: _pieces(config))
 
     # --- layers -----------------------------------------------------------------------------------------------------
 
@@ -208,15 +208,18 @@ class _Push:
                 break
         if location is None:
             location = await repository.start_upload()
+        await self._upload(location, blob.digest, blob.size, lambda: self._body(label, blob))
+        await self._report(progress.step(label, "Pushed"))
+
+    async def _upload(self, location: str, digest: Digest, size: int, body: Callable[[], AsyncIterator[bytes]]) -> None:
         try:
-            await repository.upload(location, blob.digest, blob.size, lambda: self._body(label, blob))
+            await self._repository.upload(location, digest, size, body)
         except RegistryError as error:
             if error.answer not in (404, 405, 411, 413, 416):
                 raise
             # The server does not take a blob in one piece.
-            location = await repository.start_upload()
-            await repository.upload_chunks(location, blob.digest, self._large_pieces(label, blob))
-        await self._report(progress.step(label, "Pushed"))
+            location = await self._repository.start_upload()
+            await self._repository.upload_chunks(location, digest, _large(body()))
 
     def _sources(self, digest: Digest) -> list[Reference]:
         """Repositories of the same registry that are known to have the blob: images pulled from or pushed to them."""
@@ -248,16 +251,6 @@ class _Push:
                     told = loop.time()
                     await self._report(progress.bar(label, "Pushing", sent, blob.size))
 
-    async def _large_pieces(self, label: str, blob: LayerBlob) -> AsyncIterator[bytes]:
-        parts: list[bytes] = []
-        async for piece in self._body(label, blob):
-            parts.append(piece)
-            if len(parts) >= 8:
-                yield b"".join(parts)
-                parts = []
-        if parts:
-            yield b"".join(parts)
-
     async def _compress(self, blob: LayerBlob, lease: Lease) -> LayerBlob:
         """The gzipped form of a layer that is kept as it is unpacked."""
 
@@ -279,6 +272,18 @@ def _oci_type(media_type: str) -> str:
         manifests.DOCKER_LAYER: manifests.OCI_LAYER,
         manifests.DOCKER_LAYER_GZIP: manifests.OCI_LAYER + "+gzip",
     }.get(media_type, media_type)
+
+
+async def _large(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in pieces of about 8 MiB."""
+    parts: list[bytes] = []
+    async for piece in body:
+        parts.append(piece)
+        if sum(map(len, parts)) >= 8 * _READ:
+            yield b"".join(parts)
+            parts = []
+    if parts:
+        yield b"".join(parts)
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:
