@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
@@ -35,11 +35,13 @@ RESOURCES = (
     "images",
     "volumes",
     "networks",
-    "build",
     "swarm",
     "plugins",
 )
 """The modules of this package that have ``routes(engine)``."""
+BUILDER_PATHS = ("/build", "/session", "/grpc")
+"""What :mod:`seacan.api.build` answers. It is loaded with the first of these requests: it is large, and the daemon is
+to answer soon after its start."""
 
 
 _HEADERS = {
@@ -53,10 +55,14 @@ _HEADERS = {
 class VersionedPaths(AbstractResource):
     """Matches every path, with or without the ``/v1.xx`` prefix, against routes that are written without it."""
 
-    def __init__(self, routes: Sequence[web.RouteDef]) -> None:
+    def __init__(
+        self, routes: Sequence[web.RouteDef], builder: Callable[[], Awaitable[Sequence[web.RouteDef]]]
+    ) -> None:
         super().__init__(name="docker")
         self._paths = UrlDispatcher()
         self._paths.add_routes(routes)
+        self._builder: Callable[[], Awaitable[Sequence[web.RouteDef]]] | None = builder
+        self._loading = asyncio.Lock()
 
     @property
     def canonical(self) -> str:
@@ -74,10 +80,18 @@ class VersionedPaths(AbstractResource):
                 stripped = path[len(prefix) + 1 :]
                 request = request.clone(rel_url=request.rel_url.with_path(stripped, encoded=True, keep_query=True))
         request[VERSION_KEY] = version
+        if self._builder is not None and request.rel_url.raw_path.startswith(BUILDER_PATHS):
+            await self._load_builder()
         match = await self._paths.resolve(request)
         if match.http_exception is not None:
             return None, set()
         return match, set()
+
+    async def _load_builder(self) -> None:
+        async with self._loading:
+            if self._builder is not None:
+                self._paths.add_routes(await self._builder())
+                self._builder = None
 
     def add_prefix(self, prefix: str) -> None:
         raise NotImplementedError
@@ -107,7 +121,14 @@ def application(engine: Engine) -> web.Application:
             continue
         module = importlib.import_module(f"seacan.api.{name}")
         routes += module.routes(engine)
-    app.router.register_resource(VersionedPaths(routes))
+
+    async def builder() -> Sequence[web.RouteDef]:
+        await engine.prepare_builds()
+        module = await asyncio.to_thread(importlib.import_module, "seacan.api.build")
+        found: Sequence[web.RouteDef] = module.routes(engine)
+        return found
+
+    app.router.register_resource(VersionedPaths(routes, builder))
     app.on_response_prepare.append(_headers)
     return app
 

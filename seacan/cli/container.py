@@ -348,9 +348,22 @@ def top(client: Client, arguments: list[str]) -> None:
     sys.stdout.write(tabulate([answer["Titles"], *(answer["Processes"] or [])], least=20))
 
 
-@command("port", "CONTAINER [PRIVATE_PORT[/PROTO]]", least=1, most=2, complete="running")
+@command("port", "CONTAINER [PRIVATE_PORT[/PROTO]]", least=1, complete="running")
 def port(client: Client, arguments: list[str]) -> None:
-    """List port mappings or a specific mapping for the container"""
+    """List port mappings or a specific mapping for the container
+
+    While it runs, ports can be published and withdrawn:
+
+    seacan port add CONTAINER [[IP:]HOST_PORT:]PORT[/PROTO]...
+
+    seacan port rm CONTAINER PORT[/PROTO]...
+    """
+    if len(arguments) > 2:
+        verbs = {"add": _add_ports, "rm": _remove_ports}
+        if arguments[0] not in verbs:
+            raise UsageError("'seacan port' requires at most 2 arguments, or the verb add or rm first")
+        verbs[arguments[0]](client, arguments[1], arguments[2:])
+        return
     published = client.get(f"/containers/{arguments[0]}/json")["NetworkSettings"]["Ports"] or {}
 
     def address(binding: Fetched) -> str:
@@ -367,6 +380,19 @@ def port(client: Client, arguments: list[str]) -> None:
     for private in sorted(published, key=lambda name: (int(name.partition("/")[0]), name)):
         for binding in published[private] or []:
             print(f"{private} -> {address(binding)}")
+
+
+def _add_ports(client: Client, container: str, specs: Sequence[str]) -> None:
+    from seacan.cli.create import publish
+
+    _, bindings = publish(specs)
+    for item in client.post(f"/seacan/containers/{container}/ports", {"PortBindings": bindings})["Ports"]:
+        host = f"[{item['HostIp']}]" if ":" in item["HostIp"] else item["HostIp"]
+        print(f"{item['Port']} -> {host}:{item['HostPort']}")
+
+
+def _remove_ports(client: Client, container: str, specs: Sequence[str]) -> None:
+    each(specs, lambda spec: client.delete(f"/seacan/containers/{container}/ports", port=spec))
 
 
 @command("diff", "CONTAINER", exactly=1, complete="container")

@@ -196,8 +196,10 @@ class _Daemon:
         try:
             async with asyncio.TaskGroup() as tasks:
                 reloader = tasks.create_task(self._reload_when(reload, engine))
+                preparing = tasks.create_task(_prepare_builds(engine))
                 await self.stopping.wait()
                 reloader.cancel()
+                preparing.cancel()
         finally:
             _notify("STOPPING=1")
             await runner.cleanup()
@@ -226,6 +228,14 @@ class _Daemon:
                 continue
             logs.set_level(self.config.log_level, debug=options.debug)
             log.info("Reloaded configuration")
+
+
+async def _prepare_builds(engine: Engine) -> None:
+    """What the start has left for when clients are being answered."""
+    try:
+        await engine.prepare_builds()
+    except SeacanError as error:
+        log.error("builds are not available: %s", error.message)
 
 
 def _dump_stacks(folder: str) -> None:

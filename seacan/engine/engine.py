@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import importlib
 import logging
 import os
 import shutil
@@ -24,7 +25,6 @@ import msgspec
 
 from seacan import cgroups
 from seacan.engine import recovery, system
-from seacan.engine.builds import Builds
 from seacan.engine.container import Container
 from seacan.engine.containers import Containers
 from seacan.engine.database import Database
@@ -41,6 +41,7 @@ from seacan.runtime.launcher import Launcher
 from seacan.volumes.volumes import Volumes
 
 if TYPE_CHECKING:
+    from seacan.engine.builds import Builds
     from seacan.images.store import Images
     from seacan.storage.snapshots import Snapshots
 
@@ -57,6 +58,7 @@ class Engine:
     snapshots: Snapshots
     networks: Networks
     volumes: Volumes
+    builds: Builds
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
@@ -64,6 +66,7 @@ class Engine:
         self.launcher = Launcher()
         self.id = ""
         self._lock = -1
+        self._preparing_builds = asyncio.Lock()
         self._closing = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -99,10 +102,27 @@ class Engine:
             self.containers.load()
             await recovery.recover(self)
             undo.push_async_callback(self._stop_background)
-            self.builds = Builds(self)
-            undo.push_async_callback(self.builds.close)
-            await self.builds.start()
+            undo.push_async_callback(self._close_builds)
             self._closing = undo.pop_all()
+
+    async def prepare_builds(self) -> None:
+        """Make :attr:`builds` usable, and roll back what a killed engine was building.
+
+        Loading the builder takes as long as a third of the start. So it waits until the daemon answers, or for the
+        first build.
+        """
+        async with self._preparing_builds:
+            if hasattr(self, "builds"):
+                return
+            module = await asyncio.to_thread(importlib.import_module, "seacan.engine.builds")
+            builds = module.Builds(self)
+            await builds.start()
+            self.builds = builds
+
+    async def _close_builds(self) -> None:
+        async with self._preparing_builds:
+            if hasattr(self, "builds"):
+                await self.builds.close()
 
     async def close(self) -> None:
         """Stop answering for the containers; they go on (unless ``live_restore`` is off, then they are stopped)."""
