@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from seacan import cgroups
+from seacan.cgroups import Cgroup
 from seacan.errors import NotFound, RuntimeFailed, SeacanError
 from seacan.linux.syscalls import PR_SET_PDEATHSIG, prctl
 from seacan.runtime import packets, spec
@@ -99,6 +100,9 @@ def make(shim: socket.socket, bundle: str, config: ShimConfig, stdio: Stdio) -> 
     """Create the container, and start it when told to."""
     with open(f"{bundle}/config.json", "rb") as file:
         oci = spec.decode_spec(file.read())
+    if config.external is not None:
+        _make_external(shim, bundle, config, oci, stdio)
+        return
     container = Container.create(
         config.id,
         bundle,
@@ -108,33 +112,39 @@ def make(shim: socket.socket, bundle: str, config: ShimConfig, stdio: Stdio) -> 
         rootfs=config.rootfs,
         seccomp=_seccomp(config),
         seccomp_flags=config.seccomp_flags,
-        on_sandbox=lambda container: packets.send(shim, Sandboxed(container.pid), _sandbox(container)),
-    )
-    fds = [] if container.console is None else [container.console]
-    oom = _oom(container)
-    packets.send(
-        shim,
-        Made(
-            container.pid,
-            console=container.console is not None,
-            oom=bool(oom),
-            own_pids=any(
-                namespace.type == "pid" and not namespace.path
-                for namespace in (oci.linux.namespaces if oci.linux is not None else ())
-            ),
+        on_sandbox=lambda container: packets.send(
+            shim, Sandboxed(container.pid), _sandbox(container.pidfd, container.netns, container.rtnl)
         ),
-        [*fds, *oom],
     )
+    _made(shim, oci, container.pid, container.console, container.cgroup)
     if shim.recv(4096):
         container.start()
         packets.send(shim, Begun())
 
 
-def _sandbox(container: Container) -> list[int]:
-    fds = [container.pidfd]
-    if container.netns is not None and container.rtnl is not None:
-        fds += [container.netns, container.rtnl]
-    return fds
+def _make_external(shim: socket.socket, bundle: str, config: ShimConfig, oci: spec.Spec, stdio: Stdio) -> None:
+    from seacan.runtime import external
+
+    assert config.external is not None
+    runtime = external.Runtime(bundle, config, config.external)
+    init = runtime.create(oci, stdio)
+    packets.send(shim, Sandboxed(init.pid), _sandbox(init.pidfd, init.netns, init.rtnl))
+    _made(shim, oci, init.pid, init.console, external.cgroup_of(oci))
+    if shim.recv(4096):
+        runtime.start(oci)
+        packets.send(shim, Begun())
+
+
+def _sandbox(pidfd: int, netns: int | None, rtnl: int | None) -> list[int]:
+    return [pidfd] if netns is None or rtnl is None else [pidfd, netns, rtnl]
+
+
+def _made(shim: socket.socket, oci: spec.Spec, pid: int, console: int | None, cgroup: Cgroup | None) -> None:
+    oom = _oom(cgroup)
+    namespaces = oci.linux.namespaces if oci.linux is not None else ()
+    own_pids = any(namespace.type == "pid" and not namespace.path for namespace in namespaces)
+    fds = [] if console is None else [console]
+    packets.send(shim, Made(pid, console=bool(fds), oom=bool(oom), own_pids=own_pids), [*fds, *oom])
 
 
 def _seccomp(config: ShimConfig) -> bytes | None:
@@ -144,8 +154,7 @@ def _seccomp(config: ShimConfig) -> bytes | None:
         return file.read()
 
 
-def _oom(container: Container) -> list[int]:
-    cgroup = container.cgroup
+def _oom(cgroup: Cgroup | None) -> list[int]:
     if cgroup is None or (watch := cgroup.watch_oom()) is None:
         return []
     directory = cgroup.directory("memory")
@@ -156,6 +165,12 @@ def _oom(container: Container) -> list[int]:
 
 def run_exec(shim: socket.socket, bundle: str, config: ShimConfig, process: spec.Process, stdio: Stdio) -> None:
     """Run a further process in the container."""
+    if config.external is not None:
+        from seacan.runtime import external
+
+        pid, master = external.Runtime(bundle, config, config.external).exec(process, stdio)
+        packets.send(shim, Made(pid, console=master is not None), [] if master is None else [master])
+        return
     container = Container.load(config.id, root=os.path.dirname(bundle))
     running = container.exec(process, stdio, seccomp=_seccomp(config), seccomp_flags=config.seccomp_flags)
     console = [] if running.console is None else [running.console]
@@ -164,12 +179,28 @@ def run_exec(shim: socket.socket, bundle: str, config: ShimConfig, process: spec
 
 def kill_everyone(shim: socket.socket, bundle: str, config: ShimConfig, number: int) -> None:
     """Signal every process of the container."""
-    Container.load(config.id, root=os.path.dirname(bundle)).kill(number, everyone=True)
+    if config.external is not None:
+        with open(f"{bundle}/config.json", "rb") as file:
+            oci = spec.decode_spec(file.read())
+        if oci.linux is not None and oci.linux.cgroups_path:
+            for pid in cgroups.open(oci.linux.cgroups_path).processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+    else:
+        Container.load(config.id, root=os.path.dirname(bundle)).kill(number, everyone=True)
     packets.send(shim, Begun())
 
 
 def remove(bundle: str, config: ShimConfig) -> None:
     """Take the container off the system, whatever state it is in: processes, cgroup, state; poststop hooks run."""
+    if config.external is not None:
+        from seacan.runtime import external
+
+        try:
+            external.Runtime(bundle, config, config.external).remove()
+        finally:
+            _remove_cgroup(bundle)
+        return
     root = os.path.dirname(bundle)
     try:
         container = Container.load(config.id, root=root)
@@ -201,7 +232,7 @@ def clean_up(bundle: str, fds: Sequence[int]) -> int:
             config = msgspec.json.decode(file.read(), type=ShimConfig)
     except FileNotFoundError:
         return 0
-    existed = os.path.exists(f"{bundle}/state.json")
+    existed = os.path.exists(f"{bundle}/state.json") or os.path.exists(f"{bundle}/init.pid")
     try:
         remove(bundle, config)
     finally:

@@ -136,6 +136,8 @@ class Shim:
         self._init: _Process | None = None
         self._making: list[_Execution] = []
         self._execs: dict[str, _Process] = {}
+        self._strangers: dict[int, Exit] = {}
+        """Children that have ended while something was being made that may turn out to be one of them."""
         self._untold: dict[str, Exit] = {}
         """Ends of execs that no daemon has noted."""
         self._lingering: list[Streams] = []
@@ -201,6 +203,7 @@ class Shim:
                 if self._starter is not None:
                     self._answer(self._starter[0], Done(seq=self._starter[1]))
                     self._starter = None
+                    self._progress()
             else:
                 self._maker_ends(message)
 
@@ -236,6 +239,7 @@ class Shim:
         )
         self._pipes.close()
         self._init = _Process(message.pid, streams)
+        self._known(self._init)
         for daemon in self._daemons:
             self._loop.change(daemon.channel.fileno(), READ | (WRITE if daemon.owed else 0))
 
@@ -530,6 +534,7 @@ class Shim:
                 os.write(2, f"exec {exec_id}: cannot attach: {error}\n".encode())
                 packets.close_all(execution.fds)
         self._answer(execution.daemon, ExecStarted(seq=request.seq, pid=message.pid))
+        self._known(record)
 
     def _signal(self, request: Signal) -> None:
         """To a process that has ended it is nothing."""
@@ -590,27 +595,34 @@ class Shim:
             if self._init is not None:
                 self._init.streams.caught_up()
             return
-        init = self._init
         exit = Exit(exit_code=128 + status if killed else status, at=time.time_ns(), signal=status if killed else 0)
-        if init is not None and pid == init.pid:
+        for process in (self._init, *self._execs.values()):
+            if process is not None and process.pid == pid and process.exit is None:
+                self._has_ended(process, exit)
+                return
+        if self._making or self._init is None:
+            self._strangers[pid] = exit
+
+    def _has_ended(self, process: _Process, exit: Exit) -> None:
+        if process is self._init:
             self._check_oom()
-            init.exit = msgspec.structs.replace(exit, oom_killed=self._oom_kills > 0)
+            exit = msgspec.structs.replace(exit, oom_killed=self._oom_kills > 0)
             if not self._own_pids:
                 # Nothing else would end them: there is no PID namespace to go with its init.
                 self._kill_everyone(signal.SIGKILL)
-            self._process_ended(init)
-            return
-        for process in self._execs.values():
-            if process.pid == pid and process.exit is None:
-                process.exit = exit
-                self._process_ended(process)
-                return
-
-    def _process_ended(self, process: _Process) -> None:
+        process.exit = exit
         process.streams.drain()
         if not process.streams.output_ended:
             self._loop.later(_DRAIN_GRACE, process.streams.cut)  # which ends in _progress
         self._progress()
+
+    def _known(self, process: _Process) -> None:
+        """An external runtime's process is our child at once, and may have ended before we heard of it."""
+        exit = self._strangers.pop(process.pid, None)
+        if not self._making:
+            self._strangers.clear()
+        if exit is not None:
+            self._has_ended(process, exit)
 
     def _check_oom(self) -> None:
         if self._oom < 0:
@@ -642,6 +654,7 @@ class Shim:
             and init.exit is not None
             and init.streams.output_ended
             and not init.reported
+            and self._starter is None
             and not self._making
             and all(process.reported for process in self._execs.values())
         ):
