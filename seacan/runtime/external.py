@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import array
 import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
 from collections.abc import Sequence
 from typing import NamedTuple
-
-import msgspec
 
 from seacan import cgroups
 from seacan.cgroups import Cgroup
@@ -41,11 +40,6 @@ class Init(NamedTuple):
     netns: int | None
     rtnl: int | None
     console: int | None
-
-
-class _LogLine(msgspec.Struct):
-    level: str = ""
-    msg: str = ""
 
 
 class Runtime:
@@ -92,17 +86,20 @@ class Runtime:
 
     @staticmethod
     def _reason(log: str) -> str:
+        """The last error in the log. runc writes an object a line, crun takes several lines for one."""
         try:
-            with open(log, "rb") as file:
-                lines = file.read().splitlines()
+            with open(log, encoding="utf-8", errors="replace") as file:
+                text = file.read()
         except FileNotFoundError:
             return ""
-        for line in reversed(lines):
-            with contextlib.suppress(msgspec.DecodeError):
-                entry = msgspec.json.decode(line, type=_LogLine)
-                if entry.msg and entry.level in ("error", "fatal", "err", ""):
-                    return entry.msg
-        return ""
+        reason, at = "", 0
+        decoder = json.JSONDecoder()
+        with contextlib.suppress(json.JSONDecodeError):
+            while (at := text.find("{", at)) >= 0:
+                entry, at = decoder.raw_decode(text, at)
+                if entry.get("msg") and entry.get("level", "error") in ("error", "fatal"):
+                    reason = str(entry["msg"])
+        return reason
 
     def _failure(self, reason: str, process: spec.Process | None) -> RuntimeFailed:
         """With the exit code that dockerd reads out of such words."""

@@ -36,6 +36,10 @@ def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> ExternalRuntime:
     return ExternalRuntime(path=path, root=str(tmp_path / "state"))
 
 
+def containers_of(runtime: ExternalRuntime) -> list[str]:
+    return [path.name for path in Path(runtime.root).iterdir() if not path.name.startswith(".")]
+
+
 async def test_output_and_exit_code(shims: Shims, runtime: ExternalRuntime) -> None:
     exit, output = await shims.run(["sh", "-c", "echo $$ $(hostname); exit 3"], external=runtime)
     assert exit.exit_code == 3
@@ -46,7 +50,7 @@ async def test_nothing_is_left_when_it_is_gone(shims: Shims, bundles: Bundles, r
     running = await shims.start(["true"], external=runtime)
     await running.exit()
     await running.task.gone
-    assert list(Path(runtime.root).iterdir()) == []
+    assert containers_of(runtime) == []
     assert str(running.bundle) not in Path("/proc/self/mountinfo").read_text()
     assert list(Path("/sys/fs/cgroup").glob(f"*/{bundles.parent.strip('/')}/*/")) == []
 
@@ -93,7 +97,7 @@ async def test_a_command_that_does_not_exist(shims: Shims, runtime: ExternalRunt
         running = await shims.create(["/no/such/program"], external=runtime)
         await running.task.start()
     assert failed.value.exit_code == 127
-    assert list(Path(runtime.root).iterdir()) == []
+    assert containers_of(runtime) == []
 
 
 async def test_a_lost_one_is_cleaned_up(shims: Shims, runtime: ExternalRuntime) -> None:
@@ -107,7 +111,7 @@ async def test_a_lost_one_is_cleaned_up(shims: Shims, runtime: ExternalRuntime) 
     async with asyncio.timeout(5):
         while Path(f"/proc/{pid}").exists():  # until whoever has adopted it reaps it
             await asyncio.sleep(0.01)
-    assert list(Path(runtime.root).iterdir()) == []
+    assert containers_of(runtime) == []
 
 
 async def test_a_runtime_that_is_not_there_is_named(shims: Shims) -> None:
