@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
         fd, held = await self.take(answer)
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=sock)
+        reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 20)
         if held:
             # StreamReader has no way to put bytes back but its own feed.
             buffered = bytes(reader._buffer)  # type: ignore[attr-defined]

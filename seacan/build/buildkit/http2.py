@@ -24,9 +24,10 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = range(10)
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITIZED = 0x1, 0x1, 0x4, 0x8, 0x20
 
-_WINDOW = 1 << 20
+_WINDOW = 1 << 22
 """Bytes a stream may send us before it must wait: enough for the round trips of a local socket."""
 _CONNECTION_WINDOW = 1 << 26
+_READ = 1 << 19
 _FRAME = 1 << 16
 """The longest frame we take."""
 _HEADERS_LIMIT = 1 << 20
@@ -283,14 +284,24 @@ class Connection:
         reader = self._reader
         block: bytearray | None = None
         block_flags = block_stream = 0
+        buffer = b""
+        at = 0
         while True:
-            head = await reader.readexactly(9)
-            size = int.from_bytes(head[:3], "big")
-            type_, flags = head[3], head[4]
-            id = int.from_bytes(head[5:9], "big") & 0x7FFFFFFF
+            # Many frames at a time: each costs a slice, not a turn of the event loop.
+            while len(buffer) - at < 9 or len(buffer) - at < 9 + (size := int.from_bytes(buffer[at : at + 3], "big")):
+                if len(buffer) - at >= 9 and size > _FRAME:
+                    raise ConnectionLost(f"a frame of {size} bytes")
+                more = await reader.read(_READ)
+                if not more:
+                    return
+                buffer = buffer[at:] + more if at < len(buffer) else more
+                at = 0
             if size > _FRAME:
                 raise ConnectionLost(f"a frame of {size} bytes")
-            payload = await reader.readexactly(size) if size else b""
+            type_, flags = buffer[at + 3], buffer[at + 4]
+            id = int.from_bytes(buffer[at + 5 : at + 9], "big") & 0x7FFFFFFF
+            payload = buffer[at + 9 : at + 9 + size]
+            at += 9 + size
             if block is not None and (type_ != _CONTINUATION or id != block_stream):
                 raise ConnectionLost("a header block was interrupted")
             if type_ == _DATA:

@@ -214,11 +214,21 @@ class Conversation:
     async def send(self, message: Message, *, end: bool = False) -> None:
         await self._stream.send(framed(message.encode()), end=end)
 
-    async def send_raw(self, data: bytes) -> None:
-        await self._stream.send(framed(data))
+    async def send_framed(self, data: bytes) -> None:
+        """Send messages that have been framed already."""
+        await self._stream.send(data)
 
     async def end(self) -> None:
         await self._stream.send(b"", end=True)
+
+    async def receive_framed(self) -> bytes:
+        """What has come, framed as it is; b"" at the end. :raises Status: the call failed."""
+        await self._stream.wait_headers()
+        self._raise(self._stream.headers)
+        data = await self._stream.receive()
+        if not data:
+            self._raise(self._stream.trailers)
+        return data
 
     async def next(self) -> memoryview | None:
         """The next answer, None at the end. :raises Status: the call failed."""
