@@ -12,10 +12,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from seacan.cli.flags import (
     Flag,
@@ -39,8 +39,7 @@ DEFAULT_HOST: Final = "unix:///run/seacan.sock"
 """Not docker.sock: a dockerd on the same machine keeps its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """One flag of the daemon, and its key in daemon.json."""
 
     flag: str
@@ -185,8 +184,7 @@ _FLAT_KEYS = frozenset(
 _LEVELS = ("panic", "fatal", "error", "warn", "info", "debug", "trace")
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(msgspec.Struct, frozen=True):
     """Everything the daemon was told. ``engine`` is what the engine gets; the rest concerns the process."""
 
     engine: EngineOptions
@@ -209,7 +207,7 @@ class Configuration:
     validate: bool = False
     version: bool = False
     warnings: tuple[str, ...] = ()
-    in_file: frozenset[str] = field(default=frozenset(), compare=False)
+    in_file: frozenset[str] = frozenset()
     """The keys that daemon.json sets."""
 
 
@@ -406,8 +404,7 @@ def parser_flags() -> list[Flag]:
     return [*known, Flag("help", boolean=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(msgspec.Struct, frozen=True):
     """The flags of a command line, by name, with their texts."""
 
     texts: Mapping[str, tuple[str, ...]]
@@ -552,7 +549,7 @@ def _merge(given: Given, values: Mapping[str, Any], path: str, environment: Mapp
     hosts = tuple(process.pop("host", ())) or ("",)
     process.pop("config_file", None)
     configuration = Configuration(
-        msgspec.structs.replace(EngineOptions(), **engine),
+        replace(EngineOptions(), **engine),
         config_file=path,
         warnings=tuple(warnings),
         in_file=frozenset(values),
@@ -774,7 +771,7 @@ def reload(
             continue
         if setting.name in fresh.in_file or option in _RESET_WITHOUT_KEY or option == "features":
             changes[option] = getattr(fresh.engine, option)
-    updated = msgspec.structs.replace(running, **changes)
+    updated = replace(running, **changes)
     if updated.default_runtime not in ("", "runc", "seacan", *updated.runtimes):
         raise InvalidParameter(f"specified default runtime '{updated.default_runtime}' does not exist")
     return updated

@@ -185,10 +185,6 @@ class _Daemon:
         with contextlib.suppress(ValueError):
             loop.add_signal_handler(signal.SIGUSR1, _dump_stacks, self.config.engine.exec_root)
         runner = await serve(engine, [(listener.socket, tls) for listener, tls in opened])
-        # What is loaded by now stays; the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
-        gc.enable()
         log.info("Daemon has completed initialization")
         for listener, _ in opened:
             log.info("API listen on %s", listener.address)
@@ -196,7 +192,7 @@ class _Daemon:
         try:
             async with asyncio.TaskGroup() as tasks:
                 reloader = tasks.create_task(self._reload_when(reload, engine))
-                preparing = tasks.create_task(_prepare_builds(engine))
+                preparing = tasks.create_task(_settle(engine))
                 await self.stopping.wait()
                 reloader.cancel()
                 preparing.cancel()
@@ -230,12 +226,17 @@ class _Daemon:
             log.info("Reloaded configuration")
 
 
-async def _prepare_builds(engine: Engine) -> None:
+async def _settle(engine: Engine) -> None:
     """What the start has left for when clients are being answered."""
     try:
         await engine.prepare_builds()
     except SeacanError as error:
         log.error("builds are not available: %s", error.message)
+    finally:
+        # What is loaded by now stays; the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def _dump_stacks(folder: str) -> None:

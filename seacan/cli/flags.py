@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from seacan.errors import InvalidParameter
 
@@ -18,8 +18,7 @@ class FlagError(InvalidParameter):
     """The command line cannot be understood; docker exits with 125."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(NamedTuple):
     """What the parser has to know of a flag: its long and short name, and whether it is a boolean."""
 
     name: str

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from seacan.errors import InvalidParameter
 
@@ -55,8 +54,7 @@ _ACTION = re.compile(r"\{\{(-\s)?")
 _UNTIL = re.compile(r"\s*(?:\"(?:[^\"\\]|\\.)*\"|`[^`]*`|'(?:[^'\\]|\\.)*'|(?!\s-\}\}|\}\}).)*?(\s-)?\}\}", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
     spaced: bool
@@ -82,14 +80,22 @@ def _tokens(action: str) -> list[_Token]:
 # --- tree ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class _Scope:
     """What an expression can see: dot, the variables, the functions."""
 
-    dot: Any
-    variables: list[tuple[str, Any]]
-    functions: Mapping[str, Callable[..., Any]]
-    strict: bool
+    __slots__ = ("dot", "functions", "strict", "variables")
+
+    def __init__(
+        self,
+        dot: Any,
+        variables: list[tuple[str, Any]],
+        functions: Mapping[str, Callable[..., Any]],
+        strict: bool,
+    ) -> None:
+        self.dot = dot
+        self.variables = variables
+        self.functions = functions
+        self.strict = strict
 
     def look_up(self, name: str) -> Any:
         for known, value in reversed(self.variables):
@@ -105,8 +111,7 @@ class _Scope:
         raise TemplateError(f"template parsing error: template: :1: undefined variable {name!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Literal:
+class _Literal(NamedTuple):
     value: Any
 
     def call(self, scope: _Scope, arguments: Sequence[Any]) -> Any:
@@ -115,8 +120,7 @@ class _Literal:
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
-class _Path:
+class _Path(NamedTuple):
     """An operand followed by fields: ``.A.B``, ``$x.A``, ``(pipeline).A``."""
 
     start: Callable[[_Scope], Any]
@@ -133,8 +137,7 @@ class _Path:
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     name: str
 
     def call(self, scope: _Scope, arguments: Sequence[Any]) -> Any:
@@ -152,8 +155,7 @@ class _Call:
 _Operand = _Literal | _Path | _Call
 
 
-@dataclass(frozen=True, slots=True)
-class _Command:
+class _Command(NamedTuple):
     operands: tuple[_Operand, ...]
 
     def evaluate(self, scope: _Scope, piped: tuple[Any, ...]) -> Any:
@@ -175,8 +177,7 @@ def _short_circuit(name: str, operands: Sequence[_Operand], scope: _Scope, piped
     return piped[0] if piped else value
 
 
-@dataclass(frozen=True, slots=True)
-class _Pipeline:
+class _Pipeline(NamedTuple):
     commands: tuple[_Command, ...]
     declares: tuple[str, ...] = ()
     assigns: bool = False
@@ -203,16 +204,14 @@ class _Continue(Exception):
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
+class _Text(NamedTuple):
     text: str
 
     def write(self, scope: _Scope, out: list[str]) -> None:
         out.append(self.text)
 
 
-@dataclass(frozen=True, slots=True)
-class _Print:
+class _Print(NamedTuple):
     pipeline: _Pipeline
 
     def write(self, scope: _Scope, out: list[str]) -> None:
@@ -222,14 +221,16 @@ class _Print:
             out.append(go_print(value))
 
 
-@dataclass(slots=True)
 class _Block:
     """if, with, range: a pipeline, what follows when it is not empty, and what follows when it is."""
 
-    keyword: str
-    pipeline: _Pipeline
-    body: list[_Node] = field(default_factory=list)
-    otherwise: list[_Node] = field(default_factory=list)
+    __slots__ = ("body", "keyword", "otherwise", "pipeline")
+
+    def __init__(self, keyword: str, pipeline: _Pipeline) -> None:
+        self.keyword = keyword
+        self.pipeline = pipeline
+        self.body: list[_Node] = []
+        self.otherwise: list[_Node] = []
 
     def write(self, scope: _Scope, out: list[str]) -> None:
         mark = len(scope.variables)
@@ -266,8 +267,7 @@ class _Block:
             _write(self.otherwise, scope, scope.dot, out)
 
 
-@dataclass(frozen=True, slots=True)
-class _Jump:
+class _Jump(NamedTuple):
     exception: type[Exception]
 
     def write(self, scope: _Scope, out: list[str]) -> None:
