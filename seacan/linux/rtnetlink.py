@@ -151,15 +151,15 @@ def new_veth(
 ) -> Message:
     """A veth pair with its far end made in the namespace ``netns`` (a descriptor) from the start.
 
-    The near end is up, enslaved to ``master`` and in ``group``; the far end is left down, to be configured first.
-    Moving an existing end would cost RCU grace periods; making it in place does not. One queue an end: the sysfs
-    objects of more cost milliseconds on machines with many CPUs, and a veth takes no queue lock anyway.
+    The near end is enslaved to ``master`` and in ``group``; both ends are left down, to be configured first. Moving an
+    existing end would cost RCU grace periods; making it in place does not. One queue an end: the sysfs objects of more
+    cost milliseconds on machines with many CPUs, and a veth takes no queue lock anyway.
     """
     queues = u32(IFLA_NUM_TX_QUEUES, 1) + u32(IFLA_NUM_RX_QUEUES, 1)
     far = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + text(IFLA_IFNAME, peer) + u32(IFLA_NET_NS_FD, netns) + queues
     if peer_mac:
         far += attr(IFLA_ADDRESS, mac_bytes(peer_mac))
-    near = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name) + queues
+    near = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + text(IFLA_IFNAME, name) + queues
     if mtu:
         far += u32(IFLA_MTU, mtu)
         near += u32(IFLA_MTU, mtu)

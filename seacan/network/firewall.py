@@ -245,7 +245,7 @@ def _bridge_rules() -> Batch:
     b.add_chain("forward", "filter", "forward", -200)
     for chain in ("guard", "isolation", "prerouting", "forward"):
         b.flush_chain(chain)
-    protocol = nft.payload(0, 12, 2)
+    protocol = nft.meta(nft.META_PROTOCOL)
     is_ip, is_ip6, is_arp = ((protocol, nft.compare(kind)) for kind in (b"\x08\x00", b"\x86\xdd", b"\x08\x06"))
     port, ether = nft.meta(nft.META_IIFNAME, 0), nft.payload(0, 6, 6, 4)
     arp_sender = nft.payload(1, 14, 4)

@@ -22,8 +22,10 @@ async def test_a_host_without_foreign_rules_has_no_findings(host: Space, network
 async def test_a_chain_that_drops_by_default_is_found(host: Space, networks: Networks) -> None:
     if shutil.which("nft") is None:
         pytest.skip("no nft to make a foreign ruleset with")
-    rules = "table inet fw { chain gate { type filter hook forward priority 0; policy drop; } }"
-    subprocess.run(["nft", rules], check=True)
+    subprocess.run(["nft", "add table inet fw"], check=True)
+    subprocess.run(
+        ["nft", "add chain inet fw gate { type filter hook forward priority 0 ; policy drop ; }"], check=True
+    )
     (finding,) = doctor.examine()
     assert "chain gate of the nftables table inet fw drops forwarded packets" in finding.problem
     assert "nft add rule inet fw gate" in finding.remedy
