@@ -311,8 +311,9 @@ class _ClassicBuild:
             yield folder, dockerfile, filename
         finally:
             self.builds.trash.discard(path)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(index)
+            for name in (index, f"{index}.links"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
 
     async def _remote(self, folder: _Folder, wanted: str) -> tuple[_Folder, str]:
         url = self.asked.remote

@@ -227,8 +227,9 @@ class BuildCache:
             self._database.execute("DELETE FROM build_layers WHERE id = ?", (record.id,))
             if self._drop(Path(self.path(record.id))):
                 freed += record.size
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.index(record.id))
+            for name in (self.index(record.id), f"{self.index(record.id)}.links"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
         return freed
 
     def _drop(self, path: Path) -> bool:
@@ -289,7 +290,7 @@ class BuildCache:
             path = self.root / "contexts" / name
             if path.is_dir():
                 self._trash.discard(path)
-            elif name.removesuffix(".index") not in known:
+            elif name.removesuffix(".links").removesuffix(".index") not in known:
                 path.unlink()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -43,8 +44,8 @@ class SourceRoot(msgspec.Struct, frozen=True):
 
     rootfs: Rootfs | None
     index: str = ""
-    linkable: bool = False
-    """A plain folder that nobody changes in place, on the file system of the destination."""
+    links: str = ""
+    """For a plain folder that nobody changes in place: a file that remembers which layers its files are linked into."""
 
 
 class CopyAction(msgspec.Struct, frozen=True, tag="copy"):
@@ -85,6 +86,8 @@ class FilesRequest(msgspec.Struct, frozen=True):
     actions: tuple[CopyAction | FolderAction, ...]
     epoch: int | None = None
     classic: bool = False
+    detached: bool = False
+    """The result will be laid on layers that are not known here."""
 
 
 class FilesResult(msgspec.Struct, frozen=True):
@@ -111,7 +114,7 @@ class ClampRequest(msgspec.Struct, frozen=True):
 
 
 class CloneRequest(msgspec.Struct, frozen=True):
-    """Make ``target`` (which does not exist) another folder with the files of ``source``: hard links of them."""
+    """Make ``target`` (which does not exist) another folder with the files of ``source``."""
 
     source: str
     target: str
@@ -158,11 +161,11 @@ def _squash(request: SquashRequest, _: Sequence[int]) -> FilesResult:
     with _closing(os.open(request.target, _FOLDER)) as target:
         for layer in request.layers:
             with _closing(os.open(layer, _FOLDER)) as source:
-                count += _squash_folder(source, target)
+                count += _squash_folder(source, target, {})
     return FilesResult(count)
 
 
-def _squash_folder(source: int, target: int) -> int:
+def _squash_folder(source: int, target: int, seen: dict[int, tuple[int, str]]) -> int:
     """Lay one folder of a layer over what the layers before it came to."""
     count = 0
     if is_opaque(source):
@@ -180,7 +183,7 @@ def _squash_folder(source: int, target: int) -> int:
             _remove(target, name)
             existing = None
         if not is_folder:
-            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+            _clone_file(source, target, name, seen)
             continue
         if existing is None:
             os.mkdir(name, 0o700, dir_fd=target)
@@ -190,7 +193,7 @@ def _squash_folder(source: int, target: int) -> int:
         ):
             if hides:  # what it replaces must not shine through from further down
                 os.setxattr(below, "trusted.overlay.opaque", b"y")
-            count += _squash_folder(inner, below)
+            count += _squash_folder(inner, below, seen)
     info = os.fstat(source)
     os.fchown(target, info.st_uid, info.st_gid)
     os.fchmod(target, stat.S_IMODE(info.st_mode))
@@ -217,24 +220,53 @@ def _remove(folder: int, name: str) -> None:
 def _clone(request: CloneRequest, _: Sequence[int]) -> FilesResult:
     os.mkdir(request.target, 0o700)
     with _closing(os.open(request.source, _FOLDER)) as source, _closing(os.open(request.target, _FOLDER)) as target:
-        return FilesResult(_clone_folder(source, target))
+        return FilesResult(_clone_folder(source, target, {}))
 
 
-def _clone_folder(source: int, target: int) -> int:
+def _clone_file(source: int, target: int, name: str, seen: dict[int, tuple[int, str]]) -> None:
+    """Copy a file of a layer, overlay's marks and links among the layer's own files included."""
+    info = os.stat(name, dir_fd=source, follow_symlinks=False)
+    earlier = seen.get(info.st_ino)
+    if earlier is not None:
+        os.link(earlier[1], name, src_dir_fd=earlier[0], dst_dir_fd=target, follow_symlinks=False)
+        return
+    if info.st_nlink > 1:
+        seen[info.st_ino] = (os.dup(target), name)
+    if stat.S_ISREG(info.st_mode):
+        opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+        made = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
+        with _closing(opened), _closing(made):
+            copy_data(opened, made, info.st_size)
+            os.fchown(made, info.st_uid, info.st_gid)
+            os.fchmod(made, stat.S_IMODE(info.st_mode))
+            for key in os.listxattr(opened):
+                os.setxattr(made, key, os.getxattr(opened, key))
+            os.utime(made, ns=(info.st_atime_ns, info.st_mtime_ns))
+        return
+    if stat.S_ISLNK(info.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+    else:
+        os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
+        os.chmod(name, stat.S_IMODE(info.st_mode), dir_fd=target)
+    os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
+    os.utime(name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+
+
+def _clone_folder(source: int, target: int, seen: dict[int, tuple[int, str]]) -> int:
     count = 0
     with os.scandir(source) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_folder in found:
         count += 1
         if not is_folder:
-            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+            _clone_file(source, target, name, seen)
             continue
         os.mkdir(name, 0o700, dir_fd=target)
         with (
             _closing(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=source)) as inner,
             _closing(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=target)) as copy,
         ):
-            count += _clone_folder(inner, copy)
+            count += _clone_folder(inner, copy, seen)
     info = os.fstat(source)
     os.fchown(target, info.st_uid, info.st_gid)
     os.fchmod(target, stat.S_IMODE(info.st_mode))
@@ -684,9 +716,42 @@ def _work(request: FilesRequest, _: Sequence[int]) -> FilesResult:
                 _require(root, action, request.classic)
                 _copy(destination, root, source, action, request.classic)
                 destination.flush()
+                if destination.links is not None:
+                    destination.links.close()
+                    destination.links = None
     finally:
         destination.close()
     return FilesResult(destination.count)
+
+
+class _Links:
+    """Which files of a context are hard links in which layers.
+
+    Two layers of one stack must not share an inode: in a container they would be one file with two names to whoever
+    looks, such as tar. Layers are known by the inode of their root, which stays theirs wherever they are moved.
+    """
+
+    def __init__(self, path: str, stack: Sequence[str], upper: int) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self._known: dict[int, list[int]] = {}
+        self._stack = {os.stat(layer).st_ino for layer in stack}
+        self._layer = os.fstat(upper).st_ino
+        with contextlib.suppress(msgspec.DecodeError), open(self._descriptor, "rb", closefd=False) as file:
+            self._known = msgspec.msgpack.decode(file.read(), type=dict[int, list[int]])
+
+    def allowed(self, info: os.stat_result) -> bool:
+        return info.st_nlink == 1 or not self._stack.intersection(self._known.get(info.st_ino, ()))
+
+    def add(self, info: os.stat_result) -> None:
+        known = self._known.get(info.st_ino, []) if info.st_nlink > 1 else []
+        self._known[info.st_ino] = [*known, self._layer]
+
+    def close(self) -> None:
+        content = msgspec.msgpack.encode(self._known)
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, content, 0)
+        os.close(self._descriptor)
 
 
 @dataclass
@@ -715,9 +780,11 @@ class _Destination:
         self._duplicated = (-1, -1)
         self.attributes: _Attributes | None = None
         self.filter: _Filter | None = None
-        self.linkable = False
+        self.links: _Links | None = None
+        self.classic = request.classic
+        self.detached = request.detached
         self._root = -1
-        self._upper = os.open(self.upper, _FOLDER)
+        self.upper_folder = os.open(self.upper, _FOLDER)
 
     @property
     def root(self) -> int:
@@ -726,21 +793,21 @@ class _Destination:
                 options = ("index=off", "redirect_dir=off", "metacopy=off")
                 self._root = mount_root(OverlayRoot(self.lower, self.upper, self.work, options))
             else:
-                self._root = os.dup(self._upper)
+                self._root = os.dup(self.upper_folder)
         return self._root
 
     def close(self) -> None:
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
-        os.close(self._upper)
+        os.close(self.upper_folder)
 
     def make_folders(self, path: str, mode: int, attributes: _Attributes) -> list[str]:
         """Make ``path`` and what is missing above; gives what was made."""
         made: list[str] = []
         parts = [part for part in path.split("/") if part not in ("", ".")]
         here = "/"
-        for part in parts:
+        for number, part in enumerate(parts, 1):
             here = f"{here.rstrip('/')}/{part}"
             try:
                 descriptor = open_in_root(self.root, here, os.O_PATH)
@@ -749,7 +816,8 @@ class _Destination:
                 with _closing(parent):
                     os.mkdir(name, mode & 0o7777, dir_fd=parent)
                     os.chmod(name, mode & 0o7777, dir_fd=parent)
-                    if attributes.owner is not None:
+                    # The classic builder gives only the last one its owner.
+                    if attributes.owner is not None and (not self.classic or number == len(parts)):
                         os.chown(name, *attributes.owner, dir_fd=parent, follow_symlinks=False)
                 made.append(here)
                 self.count += 1
@@ -799,10 +867,10 @@ class _Destination:
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
-        writer = _Writer(self.attributes, self.linkable, self)
+        writer = _Writer(self.attributes, self.links, self)
         for each in self.deferred:
             parent = openat2(
-                self._upper,
+                self.upper_folder,
                 each.parent.strip("/") or ".",
                 _FOLDER,
                 resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
@@ -826,7 +894,8 @@ def _copy(destination: _Destination, root: int, source: SourceRoot, action: Copy
     octal = int(action.mode, 8) if action.mode.isdigit() else None
     attributes = _Attributes(owner, mode, octal, destination.latest)
     destination.attributes = attributes
-    destination.linkable = source.linkable and attributes.keeps
+    if source.links and attributes.keeps and not destination.detached:
+        destination.links = _Links(source.links, destination.lower, destination.upper_folder)
     folder_mode = 0o755 if octal is None else octal
     for selected in _select(root, action, classic):
         with _closing(selected.descriptor):
@@ -912,7 +981,7 @@ def _replace_file(destination: _Destination, source: int, source_name: str | Non
             raise InvalidParameter(f"cannot replace to directory {full} with file")
         os.unlink(name, dir_fd=parent)
         assert destination.attributes is not None
-        _Writer(destination.attributes, False, destination).entry(source, source_name or "", parent, name)
+        _Writer(destination.attributes, None, destination).entry(source, source_name or "", parent, name)
         return
     _touch(parent)
     destination.defer(source, source_name or "", where, name)
@@ -1058,9 +1127,9 @@ def _set_folder(folder: int, info: os.stat_result, source: int, attributes: _Att
 class _Writer:
     """Makes entries that do not exist yet, whole trees of them."""
 
-    def __init__(self, attributes: _Attributes, linkable: bool, destination: _Destination) -> None:
+    def __init__(self, attributes: _Attributes, links: _Links | None, destination: _Destination) -> None:
         self.attributes = attributes
-        self.linkable = linkable
+        self.links = links
         self.destination = destination
         self.linked: set[int] = set()
         """Inodes linked by this writer: met again, they are hard links in the source too, and stay so."""
@@ -1099,17 +1168,27 @@ class _Writer:
     def file(self, source: int, name: str, info: os.stat_result, parent: int, target: str) -> None:
         attributes = self.attributes
         in_time = attributes.time(info.st_mtime_ns) == info.st_mtime_ns
-        if self.linkable and name and in_time and info.st_ino not in self.destination.linked:
+        links = self.links
+        if (
+            links is not None
+            and name
+            and in_time
+            and info.st_ino not in self.destination.linked
+            and (info.st_ino in self.linked or links.allowed(info))
+        ):
             try:
                 os.link(name, target, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
             except OSError as error:
                 if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
                     raise
-                self.linkable = error.errno == errno.EMLINK
+                if error.errno != errno.EMLINK:
+                    self.links = None
             else:
+                if info.st_ino not in self.linked:
+                    links.add(info)
                 self.linked.add(info.st_ino)
                 return
-        if info.st_nlink > 1 and not self.linkable:
+        if info.st_nlink > 1 and links is None:
             earlier = self.copied.get(info.st_ino)
             if earlier is not None:
                 os.link(earlier[1], target, src_dir_fd=earlier[0], dst_dir_fd=parent, follow_symlinks=False)

@@ -156,6 +156,8 @@ class Files:
     """Work on files: the actions in order, on top of the base (input 0)."""
 
     actions: tuple[CopyFiles | MakeDirectory, ...]
+    detached: bool = False
+    """The result will be merged onto something else (``COPY --link``)."""
 
 
 @dataclass(frozen=True)

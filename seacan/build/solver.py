@@ -83,6 +83,11 @@ class SourceFolder:
     key: str = ""
     index: str = ""
 
+    @property
+    def links(self) -> str:
+        """Where it is remembered which layers its files are linked into."""
+        return f"{self.index}.links" if self.index else ""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -546,7 +551,9 @@ class Build:
             *contents,
             str(vertex.epoch),
         )
-        sources = tuple(files.SourceRoot(each.rootfs, linkable=each.folder is not None) for each in inputs[1:])
+        sources = tuple(
+            files.SourceRoot(each.rootfs, links=each.folder.links if each.folder else "") for each in inputs[1:]
+        )
 
         async def make(_output: SharedLog) -> Layer:
             base = inputs[0]
@@ -554,7 +561,16 @@ class Build:
             layer_id, upper, work = cache.new_folder(base.lower[0] if base.lower else None)
             try:
                 await self.solver.work(
-                    files.FilesRequest(base.lower, upper, work, sources, tuple(actions), vertex.epoch, self.classic)
+                    files.FilesRequest(
+                        base.lower,
+                        upper,
+                        work,
+                        sources,
+                        tuple(actions),
+                        vertex.epoch,
+                        self.classic,
+                        operation.detached,
+                    )
                 )
             except BaseException:
                 cache.discard(layer_id)

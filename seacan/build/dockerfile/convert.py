@@ -7,6 +7,7 @@ records what each instruction does to the image's configuration and history. It 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -918,16 +919,14 @@ class _Translation:
             retries=instruction.retries,
         )
         state.update(healthcheck=health)
-        times = (
-            ("Interval", health.interval),
-            ("Timeout", health.timeout),
-            ("StartPeriod", health.start_period),
-            ("StartInterval", health.start_interval),
-        )
-        shown = " ".join(f"{name}:{_go_duration(value)}" for name, value in times)
-        self._history(
-            state, f"HEALTHCHECK {{Test:[{' '.join(instruction.test)}] {shown} Retries:{instruction.retries}}}"
-        )
+        times = (health.interval, health.timeout, health.start_period, health.start_interval)
+        shown = [_go_duration(each) for each in times]
+        if self.options.classic:
+            text = f"&{{[{' '.join(instruction.test)}] {' '.join(shown)} {instruction.retries}}}"
+        else:
+            quoted = " ".join(go_quote(each) for each in shown)
+            text = f"&{{{_quoted(instruction.test)} {quoted} {_go_quoted_rune(instruction.retries)}}}"
+        self._history(state, f"HEALTHCHECK {text}")
 
     def _expose(self, state: _State, instruction: ins.Expose, checks: Checks) -> None:
         ports: list[str] = []
@@ -935,7 +934,9 @@ class _Translation:
             for port in self.lexer.expand(word, state.environment).words:
                 ports += _ports(port, instruction.location, checks)
         state.update(exposed_ports={**(state.defaults.exposed_ports or {}), **{each: {} for each in ports}})
-        self._history(state, f"EXPOSE {' '.join(ports)}" if self.options.classic else f"EXPOSE [{' '.join(ports)}]")
+        self._history(
+            state, f"EXPOSE {' '.join(instruction.ports)}" if self.options.classic else f"EXPOSE [{' '.join(ports)}]"
+        )
 
     def _workdir(
         self, state: _State, instruction: ins.Workdir, checks: Checks, expand: ins.Expander, onbuild: bool
@@ -950,7 +951,7 @@ class _Translation:
         if directory != "/":
             state.vertex = self._vertex(
                 state,
-                Files((MakeDirectory(directory, 0o755, state.user),)),
+                Files((MakeDirectory(directory, 0o755, "" if self.options.classic else state.user),)),
                 (state.vertex,),
                 instruction,
                 self._prefix(state, self._shown(state, instruction.source), onbuild),
@@ -1276,7 +1277,7 @@ class _Translation:
                     **common,  # type: ignore[arg-type]
                 )
             )
-        vertex = self._vertex(state, Files(tuple(actions)), tuple(inputs), instruction, title)
+        vertex = self._vertex(state, Files(tuple(actions), detached=link), tuple(inputs), instruction, title)
         if link:
             merged = self._vertex(
                 state, Merge(), (state.vertex, vertex), instruction, title.replace(f"] {name}", f"] LINK {name}", 1)
@@ -1297,7 +1298,9 @@ class _Translation:
             expand(instruction.destination),
         ]
         if self.options.classic:
-            self._history(state, f"{name} multi:{' '.join(paths)} in {destination} ", layer=True)
+            named = hashlib.sha256("\0".join(paths).encode("utf-8", "replace")).hexdigest()
+            shown = " ".join([name, *(flag for flag in flags if flag), f"multi:{named}", "in"])
+            self._history(state, f"{shown} {expand(instruction.destination)} ", layer=True)
             return
         self._history(state, " ".join(words), layer=True, command=True)
 
@@ -1440,6 +1443,13 @@ def _go_duration(nanoseconds: int) -> str:
     if hours or minutes:
         text = f"{minutes}m{text}"
     return sign + (f"{hours}h{text}" if hours else text)
+
+
+def _go_quoted_rune(number: int) -> str:
+    """A number as Go's %q prints it, which dockerd does to the retries of a health check."""
+    character = chr(number) if number < 0x110000 and not 0xD800 <= number < 0xE000 else "\ufffd"
+    inner = go_quote(character)[1:-1]
+    return "'" + {"'": "\\'", '\\"': '"'}.get(inner, inner) + "'"
 
 
 def _check_signal(text: str) -> None:
