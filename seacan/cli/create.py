@@ -68,7 +68,7 @@ def memory_swap(text: str) -> int:
     return -1 if text == "-1" else go.parse_bytes(text)
 
 
-def _ulimit(text: str) -> Body:
+def ulimit(text: str) -> Body:
     name, soft, hard = go.parse_ulimit(text)
     return {"Name": name, "Soft": soft, "Hard": hard}
 
@@ -179,7 +179,7 @@ _FLAGS: Final[Sequence[Callable[[Callable[..., Any]], Callable[..., Any]]]] = (
     flag("sysctl", "Sysctl options", many=True),
     flag("tmpfs", "Mount a tmpfs directory", many=True),
     switch("tty", "Allocate a pseudo-TTY", short="t"),
-    flag("ulimit", "Ulimit options", kind=_ulimit, many=True),
+    flag("ulimit", "Ulimit options", kind=ulimit, many=True),
     flag("user", "Username or UID (format: <name|uid>[:<group|gid>])", short="u", default=""),
     flag("userns", "User namespace to use", default=""),
     flag("uts", "UTS namespace to use", default=""),

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import IO, Any, Final
 
-from seacan.cli.client import APIError, Client
+from seacan.cli.client import Client
 from seacan.cli.command import Group, command, each, filters, flag, switch
 from seacan.cli.container import confirm, inspect_all, save_stream
 from seacan.cli.output import ago, human_size, local_time, short_id, write_rows
-from seacan.errors import InvalidParameter
+from seacan.errors import InvalidParameter, System
 
 Fetched = Mapping[str, Any]
 
@@ -208,14 +208,14 @@ def print_pruned(answer: Fetched) -> None:
 def show_progress(messages: Iterable[Fetched], file: IO[str] | None = None, *, quiet: bool = False) -> None:
     """Draw docker's progress stream: bars that are rewritten in place on a terminal, a line a step elsewhere.
 
-    Raises :class:`APIError` with the message that ends a failed stream.
+    Raises System with the message that ends a failed stream.
     """
     file = file or sys.stdout
     live = file.isatty()
     lines: dict[str, int] = {}
     for message in messages:
         if error := message.get("error") or (message.get("errorDetail") or {}).get("message"):
-            raise APIError(error, (message.get("errorDetail") or {}).get("code") or 500)
+            raise System(error)
         if quiet:
             continue
         if "stream" in message:
@@ -266,15 +266,26 @@ def registry_auth(image: str) -> str:
     return base64.urlsafe_b64encode(json.dumps(entry).encode()).decode()
 
 
-def _credentials(registry: str) -> dict[str, str]:
+def registry_configurations() -> str:
+    """The ``X-Registry-Config`` header: every registry's credentials that config.json holds itself."""
+    found = {registry: _credentials(registry) for registry in _config().get("auths") or {}}
+    return base64.urlsafe_b64encode(json.dumps(found).encode()).decode()
+
+
+def _config() -> dict[str, Any]:
     folder = os.environ.get("DOCKER_CONFIG") or os.path.join(os.environ.get("HOME", "/root"), ".docker")
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            config = json.load(file)
+            found: dict[str, Any] = json.load(file)
+            return found
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise InvalidParameter(f"cannot read {folder}/config.json: {error}") from None
+
+
+def _credentials(registry: str) -> dict[str, str]:
+    config = _config()
     helper = (config.get("credHelpers") or {}).get(registry) or config.get("credsStore")
     if helper:
         return _from_helper(helper, registry)

@@ -390,3 +390,34 @@ def test_completion_knows_the_containers(seacan: Seacan, daemon: Daemon) -> None
         | {"_SEACAN_COMPLETE": "bash_complete", "COMP_WORDS": "seacan stop webs", "COMP_CWORD": "2"},
     )
     assert done.stdout == "plain,webserver\n"
+
+
+def test_an_image_is_built(seacan: Seacan, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nARG X\nCOPY . /ctx\nRUN echo x=$X > /x\n")
+    (tmp_path / ".dockerignore").write_text("ignored\n")
+    (tmp_path / "ignored").touch()
+    (tmp_path / "sent").touch()
+    iidfile = tmp_path.parent / "iid"
+    done = seacan("build", "-t", "built:1", "--build-arg", "X=1", "--iidfile", str(iidfile), str(tmp_path))
+    assert "Step 1/4 : FROM busybox" in done.stdout
+    assert "Successfully tagged built:1" in done.stdout
+    assert seacan("images", "-q", "--no-trunc", "built").stdout.strip() == iidfile.read_text()
+    shown = seacan("run", "--rm", "built:1", "sh", "-c", "cat /x; ls /ctx").stdout
+    assert shown == "x=1\nDockerfile\nsent\n"
+    assert seacan("build", "-q", str(tmp_path)).stdout.startswith("sha256:")
+    failed = seacan("build", "-f", "-", str(tmp_path), input="FROM busybox\nRUN false\n", check=False)
+    assert failed.returncode == 1
+    assert failed.stderr == "The command '/bin/sh -c false' returned a non-zero code: 1\n"
+    seacan("rmi", "-f", "built:1")
+
+
+def test_ports_of_a_running_container_come_and_go(seacan: Seacan, daemon: Daemon) -> None:
+    seacan("run", "-d", "--name", "web", "busybox", "httpd", "-f", "-p", "80")
+    assert seacan("port", "add", "web", "127.0.0.1:18080:80").stdout == "80/tcp -> 127.0.0.1:18080\n"
+    assert seacan("port", "web").stdout == "80/tcp -> 127.0.0.1:18080\n"
+    code = "import http.client as h; c = h.HTTPConnection('127.0.0.1', 18080); c.request('GET', '/'); print(c.getresponse().status)"
+    assert daemon.host.run(sys.executable, "-c", code).stdout == "404\n"
+    seacan("port", "rm", "web", "80")
+    assert seacan("port", "web").stdout == ""
+    assert daemon.host.run(sys.executable, "-c", code, check=False).returncode == 1
+    assert seacan("port", "rm", "web", "80", check=False).returncode == 1
