@@ -710,10 +710,15 @@ def _validate(configuration: Configuration) -> None:
     for domain in engine.dns_search:
         if domain != "." and not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]*\.?)*", domain.strip()):
             raise InvalidParameter(f"{domain} is not a valid domain")
-    if "runc" in engine.runtimes or "seacan" in engine.runtimes:
-        reserved = "runc" if "runc" in engine.runtimes else "seacan"
-        raise InvalidParameter(f"runtime name '{reserved}' is reserved")
-    if engine.default_runtime not in ("", "runc", "seacan", *engine.runtimes):
+    if "seacan" in engine.runtimes:
+        raise InvalidParameter("runtime name 'seacan' is reserved")
+    _check_default_runtime(engine)
+
+
+def _check_default_runtime(engine: EngineOptions) -> None:
+    if engine.default_runtime in ("", "runc") and engine.default_runtime not in engine.runtimes:
+        engine.default_runtime = "seacan"  # where dockerd has its stock runtime, we have ours
+    if engine.default_runtime not in ("seacan", "io.containerd.runc.v2", *engine.runtimes):
         raise InvalidParameter(f"specified default runtime '{engine.default_runtime}' does not exist")
 
 
@@ -772,6 +777,5 @@ def reload(
         if setting.name in fresh.in_file or option in _RESET_WITHOUT_KEY or option == "features":
             changes[option] = getattr(fresh.engine, option)
     updated = replace(running, **changes)
-    if updated.default_runtime not in ("", "runc", "seacan", *updated.runtimes):
-        raise InvalidParameter(f"specified default runtime '{updated.default_runtime}' does not exist")
+    _check_default_runtime(updated)
     return updated

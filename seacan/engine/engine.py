@@ -133,13 +133,9 @@ class Engine:
         """Take over the options that can change while the engine runs (:data:`~seacan.engine.options.LIVE`)."""
         if options.default_runtime not in ("seacan", "io.containerd.runc.v2", *options.runtimes):
             raise InvalidParameter(f"specified default runtime '{options.default_runtime}' does not exist")
-        changed = {}
         for name in LIVE:
-            value = getattr(options, name)
-            if value != getattr(self.options, name):
-                setattr(self.options, name, value)
-                changed[name] = msgspec.json.encode(value).decode()
-        self.events.emit("daemon", "reload", self.id, {"name": os.uname().nodename, **changed})
+            setattr(self.options, name, getattr(options, name))
+        self.events.emit("daemon", "reload", self.id, {"name": os.uname().nodename, **_reload_attributes(self.options)})
 
     # --- what the parts ask of each other ----------------------------------------------------------------------------
 
@@ -195,3 +191,32 @@ class Engine:
         for container in self.containers:
             if container.task is not None:
                 container.task.close()
+
+
+def _reload_attributes(options: EngineOptions) -> dict[str, str]:
+    """What dockerd's reload event tells: every setting that can be reloaded, as it is now."""
+
+    def boolean(value: bool) -> str:
+        return "true" if value else "false"
+
+    def strings(values: list[str]) -> str:
+        return msgspec.json.encode(values).decode()
+
+    features = " ".join(f"{name}:{boolean(value)}" for name, value in sorted(options.features.items()))
+    return {
+        "debug": boolean(options.debug),
+        "default-ipc-mode": options.default_ipc_mode,
+        "default-cgroupns-mode": options.default_cgroupns_mode,
+        "default-runtime": options.default_runtime,
+        "default-shm-size": str(options.default_shm_size),
+        "features": f"map[{features}]",
+        "insecure-registries": strings(options.insecure_registries),
+        "labels": strings(options.labels),
+        "live-restore": boolean(options.live_restore),
+        "max-concurrent-downloads": str(options.max_concurrent_downloads),
+        "max-concurrent-uploads": str(options.max_concurrent_uploads),
+        "max-download-attempts": str(options.max_download_attempts),
+        "registry-mirrors": strings(options.registry_mirrors),
+        "runtimes": " ".join(f"{name}:{runtime.path}" for name, runtime in options.runtimes.items()),
+        "shutdown-timeout": str(options.shutdown_timeout),
+    }

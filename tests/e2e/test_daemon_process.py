@@ -95,6 +95,7 @@ def test_a_reload_takes_over_the_file_and_is_an_event(new_daemon: New) -> None:
     assert info["Debug"] is True
     events = daemon.out("events", "--since", before, "--until", f"{time.time():.9f}", "--filter", "event=reload")
     assert " daemon reload " in events
+    assert 'labels=["a=b"]' in events and "max-concurrent-downloads=3" in events and "features=map[]" in events
     (daemon.folder / "daemon.json").write_text(json.dumps({"nope": 1}))
     daemon.process.send_signal(signal.SIGHUP)
     until(lambda: "don't match any configuration option: nope" in daemon.log_tail(), "the refusal")

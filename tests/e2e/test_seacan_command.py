@@ -415,7 +415,12 @@ def test_ports_of_a_running_container_come_and_go(seacan: Seacan, daemon: Daemon
     seacan("run", "-d", "--name", "web", "busybox", "httpd", "-f", "-p", "80")
     assert seacan("port", "add", "web", "127.0.0.1:18080:80").stdout == "80/tcp -> 127.0.0.1:18080\n"
     assert seacan("port", "web").stdout == "80/tcp -> 127.0.0.1:18080\n"
-    code = "import http.client as h; c = h.HTTPConnection('127.0.0.1', 18080); c.request('GET', '/'); print(c.getresponse().status)"
+    code = (
+        "import http.client\n"
+        "connection = http.client.HTTPConnection('127.0.0.1', 18080)\n"
+        "connection.request('GET', '/')\n"
+        "print(connection.getresponse().status)\n"
+    )
     assert daemon.host.run(sys.executable, "-c", code).stdout == "404\n"
     seacan("port", "rm", "web", "80")
     assert seacan("port", "web").stdout == ""

@@ -137,6 +137,12 @@ def test_proxies_in_a_conflict_show_no_password(file: Path) -> None:
     assert "http://xxxxx:xxxxx@a" in message
 
 
+def test_dockerds_stock_runtime_is_ours_unless_there_is_one_of_that_name(file: Path) -> None:
+    assert loaded(file, content={"default-runtime": "runc"}).engine.default_runtime == "seacan"
+    found = loaded(file, "--add-runtime=runc=/usr/sbin/runc", content={"default-runtime": "runc"})
+    assert found.engine.default_runtime == "runc"
+
+
 def test_runtimes_of_flag_and_file_are_joined(file: Path) -> None:
     found = loaded(file, "--add-runtime=a=/a", content={"runtimes": {"b": {"path": "/b"}}})
     assert set(found.engine.runtimes) == {"a", "b"}
@@ -153,7 +159,7 @@ def test_runtimes_of_flag_and_file_are_joined(file: Path) -> None:
         (b"\xff\xfe\x00".decode("latin-1"), "invalid JSON"),
         ({"log-level": "loud"}, "invalid logging level: loud"),
         ({"runtimes": {"x": {}}}, "runtime x: either a runtimeType or a path must be configured"),
-        ({"runtimes": {"runc": {"path": "/x"}}}, "runtime name 'runc' is reserved"),
+        ({"runtimes": {"seacan": {"path": "/x"}}}, "runtime name 'seacan' is reserved"),
         ({"default-runtime": "nope"}, "specified default runtime 'nope' does not exist"),
         ({"host-gateway-ip": "1.1.1.1", "host-gateway-ips": ["2.2.2.2"]}, "must not both be specified"),
         ({"api-cors-header": "*"}, "have been removed"),
