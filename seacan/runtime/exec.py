@@ -114,7 +114,7 @@ def _prepare(
         os.chroot(".")
         os.close(chroot)
     process.join_keyring(plan.keyring)
-    process.set_stdio(*_terminal(plan, channel, stdio))
+    _set_stdio(plan, channel, stdio)
     if not namespaces & k.CLONE_NEWUSER:
         process.raise_limits(plan)
     path = process.become(plan, setgroups=setgroups, seccomp=seccomp is not None)
@@ -122,15 +122,15 @@ def _prepare(
     return process.Executable(path, plan, seccomp)
 
 
-def _terminal(plan: process.ProcessPlan, channel: Channel, stdio: tuple[int, int, int]) -> tuple[int, int, int]:
-    if not plan.terminal:
-        return stdio
+def _set_stdio(plan: process.ProcessPlan, channel: Channel, stdio: tuple[int, int, int]) -> None:
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    master, slave = process.open_terminal(root, plan.size)
+    if plan.terminal:
+        master, slave = process.open_terminal(root, plan.size)
+        channel.send(words_of.CONSOLE, b"", (master,))
+        os.close(master)
+        stdio = slave, slave, slave
+    process.set_stdio(*stdio, lambda: process.open_null(root))
     os.close(root)
-    channel.send(words_of.CONSOLE, b"", (master,))
-    os.close(master)
-    return slave, slave, slave
 
 
 def _join(pidfd: int, namespaces: int) -> None:

@@ -8,6 +8,7 @@ with us could look at us: we are not dumpable, so /proc/<us>/exe, fd, mem and th
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -223,7 +224,7 @@ def _prepare(plan: InitPlan, channel: Channel, second: bool) -> process.Executab
         if builder is not None:
             builder.mount_console(terminal)
     stdio = (terminal, terminal, terminal) if terminal >= 0 else plan.stdio
-    process.set_stdio(*stdio)
+    process.set_stdio(*stdio, lambda: _open_null(builder))
     if terminal >= 0:
         process.take_terminal(0)
 
@@ -248,6 +249,14 @@ def _prepare(plan: InitPlan, channel: Channel, second: bool) -> process.Executab
     path = process.become(plan.process, setgroups=plan.setgroups, seccomp=plan.seccomp is not None)
     process.limit_descriptors(plan.process.preserve_fds)
     return process.Executable(path, plan.process, plan.seccomp)
+
+
+def _open_null(builder: RootBuilder | None) -> int:
+    """The container's /dev/null, or where it has none the host's, which is not out of sight yet."""
+    if builder is not None:
+        with contextlib.suppress(SetupFailed):
+            return process.open_null(builder.root)
+    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 
 def _join_cgroup(plan: InitPlan) -> None:

@@ -15,7 +15,7 @@ import signal
 import stat
 import struct
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 import msgspec
@@ -274,19 +274,41 @@ def open_terminal(root: int, size: tuple[int, int] | None) -> tuple[int, int]:
     return master, slave
 
 
-def set_stdio(stdin: int, stdout: int, stderr: int) -> None:
-    """Put descriptors on 0, 1 and 2; -1 is the host's /dev/null. None of them may be 0, 1 or 2 of another's."""
+def set_stdio(stdin: int, stdout: int, stderr: int, null: Callable[[], int]) -> None:
+    """Put descriptors on 0, 1 and 2; what is -1 or the host's /dev/null becomes what ``null`` gives.
+
+    The host's would let the container change mode, owner and times of the host's device.
+    """
     sources = [stdin, stdout, stderr]
-    null = -1
+    own = -1
     for index, fd in enumerate(sources):
-        if fd < 0:
-            if null < 0:
-                null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            sources[index] = null
+        if fd < 0 or is_null(os.fstat(fd)):
+            if own < 0:
+                own = null()
+            sources[index] = own
     # Sources may be among the targets: get them out of the way first.
     copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd < 3 else fd for fd in sources]
     for target, fd in enumerate(copies):
         os.dup2(fd, target, inheritable=True)
+
+
+def is_null(found: os.stat_result) -> bool:
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)
+
+
+def open_null(root: int) -> int:
+    """The /dev/null of the container whose root is ``root``, if it is one.
+
+    The container may have put anything in its place, such as a link through /proc to a file of the host, and here it
+    is opened with the host's privileges: so links of procfs are refused, and what was opened must prove to be it.
+    """
+    with step("open /dev/null"):
+        fd = open_in_root(root, "/dev/null", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not is_null(os.fstat(fd)):
+            os.close(fd)
+            raise OSError(errno.ENODEV, "not the null device")
+        os.set_blocking(fd, True)
+        return fd
 
 
 def take_terminal(fd: int) -> None:
@@ -297,7 +319,6 @@ def take_terminal(fd: int) -> None:
 
 def own_stdio(uid: int) -> None:
     """Give the standard descriptors to the container's user, as it may want to open /dev/stdout anew."""
-    null = None
     for fd in (0, 1, 2):
         try:
             found = os.fstat(fd)
@@ -307,9 +328,7 @@ def own_stdio(uid: int) -> None:
             raise
         if found.st_uid == uid:
             continue
-        if null is None:
-            null = os.makedev(1, 3)
-        if stat.S_ISCHR(found.st_mode) and found.st_rdev == null:
+        if is_null(found):
             continue
         try:
             os.fchown(fd, uid, -1)
