@@ -2,11 +2,11 @@
 
 A task is a function ``target(argument, descriptors)`` in a module that imports little; the launcher forks it. The last
 descriptor is a pipe on which it writes one JSON result, success or failure; ending without one is a failure too.
+The asyncio half is imported late: the other half runs in a new process each time, where an import is most of the cost.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import traceback
@@ -59,6 +59,8 @@ async def run(
     ``launched`` is called once the process has its own copies of ``fds`` (or could not be started). When the caller is
     cancelled, the process is killed and waited for before this returns.
     """
+    import asyncio
+
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, reader)
@@ -88,6 +90,8 @@ async def run(
 
 
 async def _read(descriptor: int) -> bytes:
+    import asyncio
+
     loop = asyncio.get_running_loop()
     parts: list[bytes] = []
     total = 0
