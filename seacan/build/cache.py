@@ -13,7 +13,7 @@ import secrets
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,8 @@ class BuildCache:
         self._database = database
         self._trash = trash
         self._busy: Counter[str] = Counter()
+        self.on_removal: Callable[[str], None] = lambda _id: None
+        """Told of each record that is removed."""
         for name in ("layers", "work", "contexts"):
             (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         database.migrate("build", _SCHEMA)
@@ -136,6 +138,7 @@ class BuildCache:
         if not os.path.isdir(path):
             self._database.execute("DELETE FROM build_layers WHERE id = ?", (row[0],))
             self._drop(Path(path))
+            self.on_removal(row[0])
             return None
         self._database.execute(
             "UPDATE build_layers SET used = ?, uses = uses + 1 WHERE id = ?", (time.time_ns(), row[0])
@@ -227,6 +230,7 @@ class BuildCache:
             self._database.execute("DELETE FROM build_layers WHERE id = ?", (record.id,))
             if self._drop(Path(self.path(record.id))):
                 freed += record.size
+            self.on_removal(record.id)
             for name in (self.index(record.id), f"{self.index(record.id)}.links"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name)

@@ -174,6 +174,7 @@ class Solver:
         self._diffs: dict[str, asyncio.Task[None]] = {}
         self._mount_locks: dict[str, asyncio.Lock] = {}
         self._mounts_in_use: set[str] = set()
+        cache.on_removal = self.release
         self._copying = asyncio.Semaphore(max(2, os.cpu_count() or 1))
 
     async def close(self) -> None:
@@ -289,7 +290,13 @@ class Solver:
                 store.commit(staged, parent, diff_id)
             finally:
                 self.cache.moved(layer, store.get(chain).path if store.contains(chain) else staged.path)
+            store.hold(chain, holder(layer.id))
         return [DiffID(layer.diff_id) for layer in layers], chain
+
+    def release(self, id: str) -> None:
+        """A record of the cache is gone: the image store need not keep its layer any longer."""
+        for chain in self.images.layers.release(holder(id)):
+            self.images.collect_layers(chain)
 
     async def _copy_layer(self, layer: Layer) -> Staged:
         """A layer that another image has already, for a new place: overlay's marks and all."""
@@ -550,6 +557,7 @@ class Build:
             msgspec.json.encode([placeless(action) for action in actions]).decode(),
             *contents,
             str(vertex.epoch),
+            "classic" if self.classic else "",
         )
         sources = tuple(
             files.SourceRoot(each.rootfs, links=each.folder.links if each.folder else "") for each in inputs[1:]
@@ -718,6 +726,11 @@ class Build:
             )
         )
         return SandboxMount("bind", mount.target, f"{upper}/content", read_only=mount.read_only)
+
+
+def holder(id: str) -> str:
+    """Under what name the image store keeps a layer for the cache."""
+    return f"build:{id}"
 
 
 def check_platform(vertex: Vertex) -> None:

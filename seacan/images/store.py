@@ -509,6 +509,7 @@ class Images:
                 "SELECT EXISTS (SELECT 1 FROM image_layers WHERE chain_id = ?1) "
                 "OR EXISTS (SELECT 1 FROM snapshots WHERE parent = ?1) "
                 "OR EXISTS (SELECT 1 FROM layers WHERE parent = ?1) "
+                "OR EXISTS (SELECT 1 FROM layer_holds WHERE chain_id = ?1) "
                 "OR NOT EXISTS (SELECT 1 FROM layers WHERE chain_id = ?1)",
                 (chain_id,),
             ).fetchone()[0]

@@ -39,6 +39,14 @@ _SCHEMA = (
     CREATE INDEX layers_by_parent ON layers (parent);
     CREATE INDEX layers_by_diff ON layers (diff_id);
     """,
+    """
+    CREATE TABLE layer_holds (
+        holder TEXT NOT NULL,
+        chain_id TEXT NOT NULL REFERENCES layers (chain_id),
+        PRIMARY KEY (holder, chain_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX layer_holds_by_chain ON layer_holds (chain_id);
+    """,
 )
 
 
@@ -247,6 +255,16 @@ class Layers:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755)
         os.fchmod(descriptor, 0o755)
         os.close(descriptor)
+
+    def hold(self, chain_id: ChainID, holder: str) -> None:
+        """Keep a layer although no image uses it, until ``holder`` lets go (the build cache does)."""
+        self._database.execute("INSERT OR IGNORE INTO layer_holds VALUES (?, ?)", (holder, chain_id))
+
+    def release(self, holder: str) -> list[ChainID]:
+        """Let go of everything that ``holder`` keeps; gives what that was."""
+        rows = self._database.execute("SELECT chain_id FROM layer_holds WHERE holder = ?", (holder,)).fetchall()
+        self._database.execute("DELETE FROM layer_holds WHERE holder = ?", (holder,))
+        return [ChainID(row[0]) for row in rows]
 
     # --- unmaking ---------------------------------------------------------------------------------------------------
 
