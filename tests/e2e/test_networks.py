@@ -1,0 +1,172 @@
+"""Networks through the docker CLI: what a user types, what answers, and what survives a crash of the daemon."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.hosts import Daemon, Host
+
+SERVE = "while true; do echo hello | nc -l -p 80; done"
+
+
+def fetch(host: Host, address: str, port: int, tries: int = 30) -> str:
+    """What a TCP server says first; tried until it listens."""
+    program = (
+        f"import socket; s = socket.create_connection(({address!r}, {port}), 2); print(s.recv(100).decode(), end='')"
+    )
+    for _ in range(tries):
+        done = host.run("python3", "-c", program, check=False)
+        if done.stdout:
+            return done.stdout.strip()
+        time.sleep(0.1)
+    return ""
+
+
+def test_containers_find_each_other_by_name(daemon: Daemon) -> None:
+    daemon.docker("network", "create", "net")
+    daemon.docker("run", "-d", "--name", "web", "--network", "net", "--network-alias", "www", "busybox", "sleep", "60")
+    address = daemon.inspect("web")["NetworkSettings"]["Networks"]["net"]["IPAddress"]
+    for name in ("web", "www", "web.net"):
+        assert address in daemon.out("run", "--rm", "--network", "net", "busybox", "ping", "-c1", "-W2", name)
+    failed = daemon.docker("run", "--rm", "--network", "net", "busybox", "ping", "-c1", "-W2", "nobody", check=False)
+    assert failed.returncode == 1
+
+
+def test_the_default_network_knows_links_instead(daemon: Daemon) -> None:
+    daemon.docker("run", "-d", "--name", "web", "busybox", "sleep", "60")
+    assert "0% packet loss" in daemon.out("run", "--rm", "--link", "web:db", "busybox", "ping", "-c1", "-W2", "db")
+
+
+def test_published_ports_answer_and_conflicts_are_refused(daemon: Daemon) -> None:
+    daemon.docker("run", "-d", "--name", "web", "-p", "8080:80", "busybox", "sh", "-c", SERVE)
+    for address in ("127.0.0.1", "172.17.0.1", "::1"):
+        assert fetch(daemon.host, address, 8080) == "hello", address
+    assert daemon.out("port", "web") == "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080"
+    refused = daemon.docker("run", "-d", "--name", "two", "-p", "8080:80", "busybox", "true", check=False)
+    assert refused.returncode == 125
+    assert "Bind for 0.0.0.0:8080 failed: port is already allocated" in refused.stderr
+    assert daemon.inspect("two")["State"]["Status"] == "created"
+    daemon.docker("rm", "-f", "web")
+    daemon.docker("start", "two")
+
+
+def test_connect_and_disconnect_while_it_runs(daemon: Daemon) -> None:
+    for name in ("one", "two"):
+        daemon.docker("network", "create", name)
+    daemon.docker("run", "-d", "--name", "web", "--network", "one", "busybox", "sleep", "60")
+    daemon.docker("network", "connect", "--alias", "site", "two", "web")
+    assert "0% packet loss" in daemon.out("run", "--rm", "--network", "two", "busybox", "ping", "-c1", "-W2", "site")
+    assert set(daemon.inspect("web")["NetworkSettings"]["Networks"]) == {"one", "two"}
+    used = daemon.docker("network", "rm", "two", check=False)
+    assert "has active endpoints" in used.stderr
+    daemon.docker("network", "disconnect", "two", "web")
+    assert "eth1" not in daemon.out("exec", "web", "ip", "link")
+    daemon.docker("network", "rm", "two")
+
+
+def test_a_stopped_container_is_connected_from_its_next_start_on(daemon: Daemon) -> None:
+    daemon.docker("network", "create", "--subnet", "10.77.0.0/24", "net")
+    daemon.docker("create", "--name", "later", "busybox", "ip", "addr")
+    daemon.docker("network", "connect", "--ip", "10.77.0.99", "net", "later")
+    assert "10.77.0.99/24" in daemon.out("start", "-a", "later")
+    daemon.docker("network", "disconnect", "bridge", "later")
+    assert "172.17." not in daemon.out("start", "-a", "later")
+
+
+def test_shared_host_and_no_network(daemon: Daemon) -> None:
+    daemon.docker("run", "-d", "--name", "web", "busybox", "sleep", "60")
+    own = daemon.out("exec", "web", "ip", "-o", "addr")
+    assert daemon.out("run", "--rm", "--network", "container:web", "busybox", "ip", "-o", "addr") == own
+    assert "seacan0" in daemon.out("run", "--rm", "--network", "host", "busybox", "ip", "link")
+    none = daemon.out("run", "--rm", "--network", "none", "busybox", "ip", "-o", "link")
+    assert [line.split()[1] for line in none.splitlines()] == ["lo:"]
+
+
+def test_network_inspect_lists_containers_and_configuration(daemon: Daemon) -> None:
+    daemon.docker(
+        "network", "create", "--subnet", "10.77.0.0/24", "--gateway", "10.77.0.254", "--label", "a=b", "--internal",
+        "net",
+    )  # fmt: skip
+    daemon.docker("run", "-d", "--name", "web", "--network", "net", "busybox", "sleep", "60")
+    network = daemon.inspect("net", "network")
+    assert network["IPAM"]["Config"] == [{"Subnet": "10.77.0.0/24", "Gateway": "10.77.0.254"}]
+    assert network["Internal"] is True
+    assert network["Labels"] == {"a": "b"}
+    (container,) = network["Containers"].values()
+    assert (container["Name"], container["IPv4Address"]) == ("web", "10.77.0.1/24")
+    assert daemon.out("network", "ls", "-q", "--no-trunc", "--filter", "label=a=b") == network["Id"]
+    assert daemon.out("network", "ls", "-q", "--filter", "dangling=true") == ""
+
+
+def test_events_tell_of_networks(daemon: Daemon) -> None:
+    begin = str(int(time.time()) - 1)
+    daemon.docker("network", "create", "eventful")
+    daemon.docker("run", "--rm", "--network", "eventful", "busybox", "true")
+    daemon.docker("network", "rm", "eventful")
+    time.sleep(1.1)
+    wanted = ("--since", begin, "--until", str(int(time.time())), "--filter", "network=eventful")
+    lines = daemon.out("events", *wanted, "--format", "{{.Action}}")
+    assert lines.split() == ["create", "connect", "disconnect", "destroy"]
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_names_and_ports_survive_a_restart_of_the_daemon(
+    new_daemon: Callable[..., Daemon], new_host: Callable[..., Host], how: str
+) -> None:
+    daemon = new_daemon("--live-restore", on=new_host())
+    daemon.docker("network", "create", "net")
+    daemon.docker("run", "-d", "--name", "web", "--network", "net", "-p", "8080:80", "busybox", "sh", "-c", SERVE)
+    daemon.docker("run", "-d", "--name", "client", "--network", "net", "busybox", "sleep", "600")
+    pid = daemon.inspect("client")["State"]["Pid"]
+    assert fetch(daemon.host, "127.0.0.1", 8080) == "hello"
+    getattr(daemon, how)()
+    assert fetch(daemon.host, "127.0.0.1", 8080) == "hello", "no daemon, and the port answers"
+    lookup = subprocess.Popen(
+        ["nsenter", "-t", str(pid), "--net", "--mount", "nslookup", "-type=a", "web"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    daemon.start()
+    out, _ = lookup.communicate(timeout=20)
+    address = daemon.inspect("web")["NetworkSettings"]["Networks"]["net"]["IPAddress"]
+    assert address in out, "a question asked meanwhile is answered"
+    assert "0% packet loss" in daemon.out("exec", "client", "ping", "-c1", "-W2", "web")
+    assert fetch(daemon.host, "127.0.0.1", 8080) == "hello"
+    taken = daemon.docker("run", "--rm", "-p", "8080:80", "busybox", "true", check=False)
+    assert "port is already allocated" in taken.stderr
+    daemon.docker("rm", "-f", "web", "client")
+    daemon.docker("network", "rm", "net")
+
+
+def counts(host: Host) -> dict[str, int]:
+    """Links, set elements and listening sockets on a host."""
+    rules = json.loads(host.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
+    return {
+        "links": len(host.run("ip", "-o", "link").stdout.splitlines()),
+        "elements": sum(len(one.get("elem", [])) for item in rules for one in item.values() if isinstance(one, dict)),
+        "sockets": len(host.run("cat", "/proc/net/tcp", "/proc/net/udp").stdout.splitlines()),
+    }
+
+
+def test_nothing_is_left_of_containers_that_end_while_the_daemon_is_dead(
+    new_daemon: Callable[..., Daemon], new_host: Callable[..., Host]
+) -> None:
+    daemon = new_daemon("--live-restore", on=new_host())
+    before = counts(daemon.host)
+    for number in range(4):
+        daemon.docker("run", "-d", "--name", f"c{number}", "-p", "80", "-p", "53/udp", "busybox", "sleep", "600")
+    pids = [daemon.inspect(f"c{number}")["State"]["Pid"] for number in range(4)]
+    daemon.kill()
+    for pid in pids[:2]:
+        subprocess.run(["kill", "-9", str(pid)], check=True)
+    daemon.start()
+    daemon.docker("rm", "-f", *(f"c{number}" for number in range(4)))
+    deadline = time.monotonic() + 10
+    while counts(daemon.host) != before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert counts(daemon.host) == before
+    daemon.docker("run", "--rm", "busybox", "true")
