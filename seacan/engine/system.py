@@ -17,6 +17,7 @@ from seacan.engine.listing import listing
 from seacan.engine.times import rfc3339
 from seacan.engine.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, VERSION, dotted
 from seacan.images import listing as images
+from seacan.network import doctor as network_doctor
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -197,6 +198,7 @@ def _warnings(engine: Engine) -> list[str]:
     warnings = list(machine.warnings)
     if engine.options.bridge != "none" and not machine.ipv4_forwarding:
         warnings.append("WARNING: IPv4 forwarding is disabled")
+    warnings += network_doctor.warnings()
     for listener in engine.options.hosts:
         if listener.startswith("tcp://") and not engine.options.tls:
             warnings.append(  # noqa: PERF401

@@ -108,8 +108,13 @@ def examine() -> list[Finding]:
 
 
 def warnings() -> list[str]:
-    """The findings in one line each, as ``docker info`` prints them."""
-    return [f"WARNING: {finding.problem}" for finding in examine()]
+    """Foreign firewalls that keep containers off the network, one line each, as ``docker info`` prints them."""
+    try:
+        with nft.open_socket() as sock:
+            findings = firewall_findings(nft.chains(sock)) + _legacy_findings()
+    except (NetlinkError, OSError) as error:
+        return [f"WARNING: the host's firewall cannot be examined: {error}"]
+    return [f"WARNING: {finding.problem}" for finding in findings]
 
 
 _IPT_SO_GET_INFO = 64
