@@ -9,16 +9,16 @@ A forked process gets its standard error relayed to the launcher's, line by line
 
 from __future__ import annotations
 
+import _socket as socket
 import contextlib
 import gc
 import importlib
 import os
 import select
-import signal
-import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,8 +26,13 @@ from seacan.linux import sealed
 from seacan.runtime import packets
 from seacan.runtime.protocol import Ended, Failed, FromLauncher, Launch, Launched
 
-PRELOAD = ("seacan.runtime.shim",)
-"""What is imported before the first fork."""
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # without enumerations
+
+REHEARSAL = "seacan.runtime.rehearsal:rehearse"
+"""What is imported and called before the first fork."""
 
 _decode = msgspec.json.Decoder(Launch).decode
 
@@ -35,7 +40,8 @@ _decode = msgspec.json.Decoder(Launch).decode
 def run(target: str, argument: str, fds: Sequence[int]) -> int:
     """Call ``package.module:function`` with ``argument`` and ``fds``; gives its exit status."""
     module, _, function = target.partition(":")
-    status: int | None = getattr(importlib.import_module(module), function)(argument, list(fds))
+    loaded = sys.modules.get(module) or importlib.import_module(module)
+    status: int | None = getattr(loaded, function)(argument, fds)
     return status or 0
 
 
@@ -145,8 +151,12 @@ def serve(daemon: socket.socket) -> None:
 
 
 def main(fd: int) -> None:
-    for module in PRELOAD:
-        importlib.import_module(module)
+    module, _, function = REHEARSAL.partition(":")
+    rehearse = getattr(importlib.import_module(module), function)
+    try:
+        rehearse()
+    except OSError as error:  # shims then take more memory, nothing else
+        os.write(2, f"cannot rehearse: {error}\n".encode())
     serve(packets.adopt(fd))
 
 

@@ -5,12 +5,12 @@ The daemon has threads and so never forks itself; it asks the launcher, which ha
 
 from __future__ import annotations
 
+import _socket as socket
 import asyncio
 import contextlib
 import errno
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence

@@ -61,3 +61,6 @@ class Loop:
                 self._timers.pop(0)[1]()
             except Exception:
                 self._failed(-1)
+
+    def close(self) -> None:
+        self._epoll.close()

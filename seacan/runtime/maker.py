@@ -7,13 +7,13 @@ execs become children of the shim, their subreaper, when their maker ends.
 
 from __future__ import annotations
 
+import _socket as socket
 import contextlib
 import os
-import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,6 +24,11 @@ from seacan.linux.syscalls import PR_SET_PDEATHSIG, prctl
 from seacan.runtime import packets, spec
 from seacan.runtime.bundle import Exit, ShimConfig
 from seacan.runtime.container import Container, Stdio
+
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # without enumerations: what a shim does not use, it does not write to
 
 
 class Sandboxed(msgspec.Struct, frozen=True, tag="sandboxed", tag_field="op"):
@@ -61,6 +66,9 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", tag_field="op"):
 
 
 FromMaker = Sandboxed | Made | Begun | Refused
+
+
+Fork = Callable[[Callable[[socket.socket], None]], tuple[int, socket.socket]]
 
 
 def fork(work: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:

@@ -5,10 +5,10 @@ The lowest layer under :mod:`seacan.runtime.protocol`, shared by daemon, launche
 
 from __future__ import annotations
 
+import _socket as socket  # socket.socket is a Python class over it: memory that every shim would have to itself
 import array
 import contextlib
 import os
-import socket
 from collections.abc import Sequence
 
 import msgspec

@@ -10,15 +10,14 @@ What it does not do: decide anything. Restarts, networks, health and names are t
 
 from __future__ import annotations
 
+import _socket as socket
 import contextlib
 import gc
 import os
-import signal
-import socket
 import time
 import traceback
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
@@ -53,6 +52,11 @@ from seacan.runtime.protocol import (
     ToShim,
 )
 from seacan.runtime.streams import STDERR, STDOUT, Streams
+
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # without enumerations: what a shim does not use, it does not write to
 
 SOCKET = "shim.sock"
 
@@ -101,6 +105,10 @@ def main(bundle: str, fds: Sequence[int]) -> int:
     return Shim(bundle, socket.socket(fileno=fds[0])).run()
 
 
+def _ignore(number: int, frame: object) -> None:
+    """SIGCHLD only has to wake the loop."""
+
+
 class _Execution:
     """An exec that is being made."""
 
@@ -115,8 +123,11 @@ class _Execution:
 
 
 class Shim:
-    def __init__(self, bundle: str, daemon: socket.socket) -> None:
+    """``fork`` is :func:`seacan.runtime.maker.fork`, but in a rehearsal."""
+
+    def __init__(self, bundle: str, daemon: socket.socket, fork: maker.Fork = maker.fork) -> None:
         self._bundle = bundle
+        self._fork = fork
         self._loop = Loop(self._callback_failed)
         self._daemons: list[_Daemon] = []
         self._config: ShimConfig
@@ -156,23 +167,40 @@ class Shim:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGCHLD, _ignore)
         signal.siginterrupt(signal.SIGCHLD, False)
         self._loop.watch(self._wake, READ, lambda events: self._children())
+        self.prepare()
+        while not self._finished or self._flushing():
+            self.turn()
+        return 0
+
+    def prepare(self) -> None:
+        """Have the container made."""
         try:
             self._create()
         except (SeacanError, OSError, msgspec.DecodeError) as error:
             self._never_was(f"failed to create shim task: {error}", 128)
-        while not self._finished or self._flushing():
-            self._loop.turn()
-        return 0
+
+    def turn(self) -> None:
+        """Wait for something to happen, and handle it."""
+        self._loop.turn()
+
+    def strike(self) -> None:
+        """Let go of everything after a rehearsal: there never was a container."""
+        self._undone = True
+        if self._init is not None:
+            self._init.streams.close()
+        self._close_log()
+        self._finish()
+        self._loop.close()
 
     def _create(self) -> None:
         with open(f"{self._bundle}/shim.json", "rb", buffering=0) as file:
             config = self._config = _decode_config(file.read())
         # Whether there will be a terminal instead stands in the OCI configuration, which is the maker's to read.
         pipes = self._pipes = _Pipes(config.open_stdin, True, True)
-        self._maker_pid, self._maker = maker.fork(lambda shim: maker.make(shim, self._bundle, config, pipes.theirs))
+        self._maker_pid, self._maker = self._fork(lambda shim: maker.make(shim, self._bundle, config, pipes.theirs))
         self._loop.watch(self._maker.fileno(), READ, lambda events: self._hear_maker())
         self._listener = packets.listen(self._bundle, SOCKET)
         self._loop.watch(self._listener.fileno(), READ, lambda events: self._accept())
@@ -313,7 +341,8 @@ class Shim:
     def _accept(self) -> None:
         assert self._listener is not None
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-            self._serve(self._listener.accept()[0])
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+            self._serve(socket.socket(fileno=fd))
 
     def _serve(self, connection: socket.socket) -> None:
         daemon = _Daemon(packets.prepare(connection))
@@ -550,7 +579,7 @@ class Shim:
             signal.pidfd_send_signal(self._sandbox_fds[0], request.signal)
 
     def _kill_everyone(self, number: int) -> None:
-        maker.fork(lambda shim: maker.kill_everyone(shim, self._bundle, self._config, number))[1].close()
+        self._fork(lambda shim: maker.kill_everyone(shim, self._bundle, self._config, number))[1].close()
 
     def _describe(self, seq: int) -> FromShim:
         assert self._created is not None and self._init is not None

@@ -7,11 +7,11 @@ which holds them up in turn. Nothing here waits: the shim's loop calls in.
 
 from __future__ import annotations
 
+import _socket as socket
 import contextlib
 import errno
 import fcntl
 import os
-import socket
 import struct
 import termios
 from collections.abc import Callable

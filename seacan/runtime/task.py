@@ -6,10 +6,10 @@ container. Its requests are answered by the shim in order; what happens by itsel
 
 from __future__ import annotations
 
+import _socket as socket
 import asyncio
 import contextlib
 import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
