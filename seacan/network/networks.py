@@ -932,7 +932,8 @@ class Networks:
         """Hand ports and DNS sockets to the shim, behind the start's back: a daemon that dies before has no more to
         do than to bind them again."""
         try:
-            if attachment.reservation.sockets:
+            # Without DNS sockets it is the ports that have changed, perhaps to none: the shim then has to let go, too.
+            if attachment.reservation.sockets or not sockets:
                 await store.keep(_PORTS, _open(attachment.reservation.sockets.values()))
             if sockets:
                 await store.keep(_DNS, _open(sockets))
