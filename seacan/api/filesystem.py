@@ -58,8 +58,10 @@ def routes(engine: Engine) -> list[web.RouteDef]:
                 raise InvalidParameter(f"image {container.record.image} of container {container.name} has been removed")
         paused = False
         if query_bool(request, "pause", True) and container.state.running and not container.state.paused:
-            await engine.lifecycle.pause(container.id)
-            paused = True
+            # One that has ended meanwhile needs no pause.
+            with contextlib.suppress(Conflict):
+                await engine.lifecycle.pause(container.id)
+                paused = True
         try:
             image = await commit(
                 engine.images,
