@@ -2,7 +2,9 @@
 
 Done by a worker, as everything in a container is hostile: in the container's own mount namespace if it runs, else in a
 private one where its layers, volumes and binds are mounted for the occasion. Once inside, its root is the worker's,
-so no link leads out; and nothing is imported any more (CVE-2019-14271).
+so no link leads out; links of procfs, which lead into other processes' roots, are not followed (the container may see
+the host's processes, and swaps its own folders meanwhile: CVE-2018-15664); and nothing is imported any more
+(CVE-2019-14271).
 """
 
 from __future__ import annotations
@@ -21,17 +23,23 @@ import msgspec
 from seacan.engine.container import Container
 from seacan.engine.times import rfc3339
 from seacan.engine.users import resolve
-from seacan.errors import InvalidParameter, NotFound, SeacanError
+from seacan.errors import InvalidParameter, NotFound, SeacanError, System
 from seacan.images.feed import Feed
+from seacan.linux import capabilities
 from seacan.linux.paths import make_in_root
 from seacan.linux.syscalls import (
     CLONE_NEWNS,
+    MOUNT_ATTR_NOSYMFOLLOW,
     MS_PRIVATE,
     MS_REC,
     OPEN_TREE_CLONE,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_SYMLINKS,
     mount,
+    mount_setattr,
     move_mount,
     open_tree,
+    openat2,
     setns,
     unshare,
 )
@@ -45,6 +53,11 @@ if TYPE_CHECKING:
     from seacan.engine.engine import Engine
 
 _CHUNK = 1 << 18
+_ATTEMPTS = 16
+_CAPABILITIES = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP",
+)  # fmt: skip
+"""What the worker keeps: enough for files, and too little to go where a process of the host is."""
 _AT_RECURSIVE = 0x8000
 _GO_DIRECTORY, _GO_SYMLINK, _GO_DEVICE, _GO_PIPE, _GO_SOCKET = 1 << 31, 1 << 27, 1 << 26, 1 << 25, 1 << 24
 _GO_SETUID, _GO_SETGID, _GO_CHARACTER, _GO_STICKY = 1 << 23, 1 << 22, 1 << 21, 1 << 20
@@ -239,13 +252,17 @@ def _work(request: Request, fds: Sequence[int]) -> Answer:
 
 
 def _enter(request: Request) -> None:
-    """Make the container's root this process's root."""
+    """Make the container's root this process's root, in a mount namespace of its own."""
+    kept = capabilities.mask(_CAPABILITIES) & capabilities.current("CapPrm")
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if request.pid:
         namespace = os.open(f"/proc/{request.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         root = os.open(f"/proc/{request.pid}/root", os.O_PATH | os.O_CLOEXEC)
         setns(namespace, CLONE_NEWNS)
         os.fchdir(root)
         os.chroot(".")
+        unshare(CLONE_NEWNS)  # root and working folder go along to the copies
+        os.close(namespace)
     else:
         assert request.rootfs is not None
         unshare(CLONE_NEWNS)
@@ -263,11 +280,72 @@ def _enter(request: Request) -> None:
             move_mount(source, make_in_root(root, destination, directory=folder))
         os.fchdir(root)
         os.chroot(".")
+    os.close(root)
     os.chdir("/")
     sys.meta_path.clear()
     sys.path_hooks.clear()
     sys.path.clear()
     sys.path_importer_cache.clear()
+    _disarm_procfs(proc)
+    os.close(proc)
+    capabilities.capset(kept, kept, 0)
+
+
+def _disarm_procfs(proc: int) -> None:
+    """Have no link followed on any procfs that can be reached: /proc/<pid>/root is a way to the host for who may take
+    it. The container may rename folders meanwhile, so what was reached is compared with what was meant.
+
+    ``proc`` is the host's, which is out of the container's reach.
+    """
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _ in range(_ATTEMPTS):
+            points = _mounts(proc)
+            armed = [id for id, (_, follows) in points.items() if follows]
+            if all(_disarm(proc, root, id, points) for id in armed):
+                return
+    finally:
+        os.close(root)
+    raise System("the container's mounts of procfs could not be closed")
+
+
+def _mounts(proc: int) -> dict[bytes, tuple[bytes, bool]]:
+    """The mount points below our root by mount ID, and whether each is a procfs that follows links."""
+    descriptor = os.open("self/mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    table = b""
+    try:
+        while chunk := os.read(descriptor, _CHUNK):
+            table += chunk
+    finally:
+        os.close(descriptor)
+    found = {}
+    for line in table.splitlines():
+        fields, _, filesystem = line.partition(b" - ")
+        id, _, _, _, point, options = fields.split()[:6]
+        for code, byte in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+            point = point.replace(code, byte)
+        found[id] = point, filesystem.startswith(b"proc ") and b"nosymfollow" not in options.split(b",")
+    return found
+
+
+def _disarm(proc: int, root: int, id: bytes, points: dict[bytes, tuple[bytes, bool]]) -> bool:
+    point = points[id][0]
+    try:
+        found = openat2(root, os.fsdecode(point), os.O_PATH, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+    except OSError:
+        return False  # moved meanwhile
+    try:
+        information = os.open(f"self/fdinfo/{found}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        try:
+            reached = os.read(information, 4096).partition(b"mnt_id:")[2].split()[0]
+        finally:
+            os.close(information)
+        if reached != id:
+            return points.get(reached, (b"",))[0] == point  # out of reach below another mount
+        mount_setattr(found, set=MOUNT_ATTR_NOSYMFOLLOW)
+        return True
+    finally:
+        os.close(found)
 
 
 def _absolute(path: str) -> str:
