@@ -53,7 +53,7 @@ def test_json_with_a_length(serve: Serve) -> None:
     client = serve(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"a": 1}\nX')
     assert client.get("/x", all=True, none=None, off=False, text="a b", map={"k": ["v"]}) == {"a": 1}
     head = serve.requests[0].decode()  # type: ignore[attr-defined]
-    assert head.startswith("GET /x?all=1&text=a+b&map=%7B%22k%22%3A%5B%22v%22%5D%7D HTTP/1.1\r\n")
+    assert head.startswith("GET /x?all=1&text=a%20b&map=%7B%22k%22%3A%5B%22v%22%5D%7D HTTP/1.1\r\n")
 
 
 def test_json_in_chunks(serve: Serve) -> None:
