@@ -57,7 +57,11 @@ def hosts(
     lines += extra_hosts(extra, gateways)
     for address, names in (links or {}).items():
         lines.append((address, " ".join(names)))
-    own = " ".join((f"{name}.{domain}", name)) if domain else name
+    own = name
+    if domain:
+        own = f"{name}.{domain} {name}"
+    elif "." in name:
+        own = f"{name} {name.partition('.')[0]}"
     lines += [(address, own) for endpoint in endpoints for address in (endpoint.address4, endpoint.address6) if address]
     return "".join(f"{address}\t{names}\n" for address, names in lines)
 

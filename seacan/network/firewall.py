@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from seacan.linux import nftables as nft
@@ -126,11 +126,11 @@ def _proto(word: int) -> bytes:
     return nft.meta(nft.META_L4PROTO, word)
 
 
-def rules(*, forwarding_is_ours: bool, ports_to_loopback: bool = True) -> list[Batch]:
+def rules(*, forwarding_is_ours: Collection[int] = ()) -> list[Batch]:
     """Both tables with their sets, chains and rules, to be applied over whatever is there.
 
-    Elements and the administrator's chain stay. ``forwarding_is_ours`` says that the host did not forward packets
-    before we made it: then it still forwards none that has nothing to do with containers.
+    Elements and the administrator's chain stay. ``forwarding_is_ours`` has the IP versions that the host
+    did not forward before we made it: then it still forwards none that has nothing to do with containers.
     """
     b = Batch(INET, TABLE)
     b.add_table()
@@ -208,7 +208,8 @@ def rules(*, forwarding_is_ours: bool, ports_to_loopback: bool = True) -> list[B
         b.add_rule("forward", *_is(version), nft.meta(nft.META_OIFGROUP), nft.verdict_map(f"to{version}"))
     if forwarding_is_ours:
         b.add_rule("forward", nft.meta(nft.META_IIFGROUP), nft.lookup("ours"), _ACCEPT)
-        b.add_rule("forward", _DROP)
+    for version in sorted(forwarding_is_ours):
+        b.add_rule("forward", *_is(version), _DROP)
 
     linked = _saddr(4, 0), _daddr(4, 1), _proto(2), _dport(3), nft.lookup("linked4")
     b.add_rule("to-nat", *_DNAT, _ACCEPT)
@@ -433,7 +434,7 @@ class Firewall:
         endpoints: Sequence[Endpoint],
         extra: Iterable[Entry] = (),
         *,
-        forwarding_is_ours: bool = False,
+        forwarding_is_ours: Collection[int] = (),
     ) -> None:
         """Rules and every element anew, in one transaction: no packet meets a half-made table."""
         inet, bridge = rules(forwarding_is_ours=forwarding_is_ours)

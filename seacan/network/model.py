@@ -156,6 +156,10 @@ class Endpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     links: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     """What the container is called in this network, as DNS answers."""
+    linked: dict[str, str] = {}
+    """Alias → container id: what the container links to on the default network."""
+    dns: tuple[str, ...] = ()
+    """The servers that are asked for the container instead of the host's."""
     options: dict[str, str] = {}
     gw_priority: int = 0
     default_gateway4: bool = False

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import logging
 import os
@@ -20,36 +19,31 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from seacan.engine.config import EndpointSettings, HostConfig, PortBinding, PortMap
+from seacan.engine.config import EndpointSettings, HostConfig, PortBinding
 from seacan.engine.options import EngineOptions
 from seacan.errors import Conflict, Forbidden, InvalidParameter, NotFound, SeacanError, System
 from seacan.linux import nftables, rtnetlink
 from seacan.linux.netlink import NetlinkError
-from seacan.network import creation, doctor, files, ipam
+from seacan.network import creation, files, host, ipam
+from seacan.network import endpoints as endpoints_
 from seacan.network.creation import NetworkCreateRequest
 from seacan.network.firewall import Entry, Firewall, endpoint_entries, link_entries, network_entries, port_entries
 from seacan.network.ipam import Database
-from seacan.network.links import Join, Links, parent_name, random_mac
+from seacan.network.links import Join, Links, parent_name
 from seacan.network.model import (
     BRIDGE_NAME,
-    CONTAINER_IFACE_PREFIX,
     DEFAULT_BRIDGE,
     ENABLE_ICC,
     ENABLE_MASQUERADE,
-    ENDPOINT_IFNAME,
-    ENDPOINT_SYSCTLS,
     HOST_BINDING_IPV4,
     MTU,
     ContainerIdentity,
     DescriptorStore,
     Endpoint,
-    IPAddress,
     IPAMPool,
     IPNetwork,
     NetworkSettings,
@@ -68,7 +62,6 @@ T = TypeVar("T")
 DEFAULT_BRIDGE_NAME = "seacan0"
 _PORTS = "network-ports"
 _DNS = "network-dns"
-_SYSCTL = Path("/proc/sys/net")
 _STATE = (
     "CREATE TABLE network_state (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;",
     "ALTER TABLE network_endpoint ADD COLUMN created INTEGER NOT NULL DEFAULT 0;",
@@ -125,8 +118,9 @@ class Networks:
         self._resolver = Resolver(self._upstream_servers)
         self._creating = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
-        self._forwarding_is_ours = False
-        self._ipv6_host = _host_has_ipv6()
+        self._forwarding_is_ours: frozenset[int] = frozenset()
+        """The IP versions that the host forwards only because we made it."""
+        self._ipv6_host = host.has_ipv6()
 
     def _own_id(self) -> str:
         value = self._state("id")
@@ -163,9 +157,10 @@ class Networks:
                     id=endpoint.container, name=endpoint.container_name, hostname=endpoint.hostname
                 )
                 attachment = self._attachments[endpoint.container] = _Attachment(identity)
+                attachment.links, attachment.dns_servers = dict(endpoint.linked), endpoint.dns or None
             attachment.endpoints.append(endpoint)
         await self._restate()
-        await self._run(self._spare_bridges)
+        self._links.hairpin = await self._run(host.spare_bridges, self._firewall.socket)
         await self._predefine()
         self._enable_forwarding()
         for spec in list(self._networks.values()):
@@ -272,44 +267,19 @@ class Networks:
             log.info("removing the link %s, which belongs to nothing", name)
             await loop.run_in_executor(self._cleanup, cleaner.remove, name)
 
-    def _spare_bridges(self) -> None:
-        """Keep bridged packets out of the IP layer's firewall (br_netfilter) where that firewall is nobody's but ours.
-
-        Ours does not need them there, and they are twice as fast without. Where another program has rules, the setting
-        is its to make.
-        """
-        switches = [_SYSCTL / f"bridge/bridge-nf-call-{kind}" for kind in ("iptables", "ip6tables", "arptables")]
-        if not switches[0].exists():
-            return
-        if switches[0].read_text().strip() == "1" and not doctor.foreign_chains(self._rules.socket):
-            for switch in switches:
-                switch.write_text("0")
-        hairpin = switches[0].read_text().strip() == "1"
-        self._kernel_links.hairpin = hairpin
-
     def _enable_forwarding(self) -> None:
         """Let the host forward packets. Where it did not before, our rules keep it from forwarding anything else."""
-        if not self._options.ip_forward:
-            return
-        path = _SYSCTL / "ipv4/ip_forward"
-        here = _namespace()
-        if path.read_text().strip() == "0":
-            self._set_state("forwarding", here)
-            path.write_text("1")
-        self._forwarding_is_ours = self._state("forwarding") == here
+        needed = {4}
         if any(spec.pools_of(6) for spec in self._networks.values() if spec.driver in ("bridge", "routed")):
-            self._enable_forwarding6()
-
-    def _enable_forwarding6(self) -> None:
-        path = _SYSCTL / "ipv6/conf/all/forwarding"
-        if not self._options.ip_forward or not path.exists():
-            return
-        if path.read_text().strip() == "0":
-            # Forwarding turns a host's own acceptance of router advertisements off, unless it is 2.
-            for accept in (_SYSCTL / "ipv6/conf").glob("*/accept_ra"):
-                if accept.parent.name not in ("all", "default") and accept.read_text().strip() == "1":
-                    accept.write_text("2")
-            path.write_text("1")
+            needed.add(6)
+        here = host.namespace()
+        for version in sorted(needed) if self._options.ip_forward else ():
+            if not host.forwards(version):
+                self._set_state(f"forwarding{version}", here)
+                host.forward(version)
+        self._forwarding_is_ours = frozenset(
+            version for version in (4, 6) if self._state(f"forwarding{version}") == here
+        )
 
     # --- networks --------------------------------------------------------------------------------------------------
 
@@ -356,15 +326,15 @@ class Networks:
             InvalidParameter: in dockerd's words.
         """
         if spec.predefined:
-            _refuse_on_predefined(asked)
-        _check_options(asked.driver_opts or {})
+            endpoints_.refuse_on_predefined(asked)
+        endpoints_.check_options(asked.driver_opts or {})
         if asked.mac_address:
-            _mac(asked.mac_address)
+            endpoints_.mac(asked.mac_address)
         for version in (4, 6):
             wanted = asked.ipam_config
             text = (wanted.ipv4_address if version == 4 else wanted.ipv6_address) if wanted else ""
             if text:
-                _static_address(spec, version, text)
+                endpoints_.static_address(spec, version, text)
 
     def endpoints_in(self, network: str) -> list[Endpoint]:
         """The endpoints in the network with that id."""
@@ -447,8 +417,10 @@ class Networks:
             undo.callback(self._db.execute, "DELETE FROM network WHERE id = ?", (spec.id,))
             undo.callback(self._unknow, spec)
             if not spec.config_only:
-                if spec.ipv6 and spec.driver in ("bridge", "routed"):
-                    self._enable_forwarding6()
+                before = self._forwarding_is_ours
+                self._enable_forwarding()
+                if self._forwarding_is_ours != before:
+                    await self._restate()
                 undo.push_async_callback(self._withdraw, spec)
                 await self._run(links.ensure, spec)
                 await self._change(add=network_entries(spec))
@@ -653,7 +625,7 @@ class Networks:
                 for index, (name, asked) in enumerate(settings.items()):
                     endpoint = self._new_endpoint(attachment, specs[name], asked, index)
                     attachment.endpoints.append(endpoint)
-                self._choose_gateways(attachment)
+                attachment.endpoints = endpoints_.choose_gateways(attachment.endpoints, self._networks)
                 undo.callback(self._ports.release, attachment.reservation)
                 self._publish(attachment)
                 for endpoint in attachment.endpoints:
@@ -680,7 +652,7 @@ class Networks:
         wanted = asked.ipam_config
         user_defined = not spec.predefined
         if not user_defined:
-            _refuse_on_predefined(asked)
+            endpoints_.refuse_on_predefined(asked)
         options = dict(asked.driver_opts or {})
         id = secrets.token_hex(32)
         endpoint = Endpoint(
@@ -693,15 +665,17 @@ class Networks:
             driver=spec.driver,
             aliases=tuple(asked.aliases or ()),
             links=tuple(asked.links or ()),
-            names=_names(container, asked.aliases or ()) if user_defined else (),
+            names=endpoints_.names(container, asked.aliases or ()) if user_defined else (),
             options=options,
             gw_priority=asked.gw_priority,
-            exposed=_exposed(attachment.request),
+            linked=attachment.links,
+            dns=attachment.dns_servers or (),
+            exposed=endpoints_.exposed(attachment.request),
             sequence=index,
         )
         if spec.driver in ("host", "null"):
             return endpoint
-        _check_options(options)
+        endpoints_.check_options(options)
         addresses = {
             version: self._address(spec, version, text, id)
             for version, text in (
@@ -721,41 +695,21 @@ class Networks:
         return msgspec.structs.replace(
             endpoint,
             interface="" if spec.driver == "macvlan" else f"veth{secrets.token_hex(4)[:7]}",
-            container_interface=self._interface_name(attachment, spec, options),
-            mac=_mac(asked.mac_address),
+            container_interface=endpoints_.interface_name(
+                {one.container_interface for one in attachment.endpoints}, spec, options, container.name
+            ),
+            mac=endpoints_.mac(asked.mac_address),
             ipv4=addresses[4],
             ipv6=addresses[6],
-            gateway4=self._gateway(spec, 4, addresses[4]),
-            gateway6=self._gateway(spec, 6, addresses[6]),
+            gateway4=endpoints_.gateway(spec, 4, addresses[4]),
+            gateway6=endpoints_.gateway(spec, 6, addresses[6]),
             link_local=tuple(link_local),
         )
-
-    @staticmethod
-    def _gateway(spec: NetworkSpec, version: int, own: str) -> str:
-        """The gateway of the subnet that ``own`` is in; none in an internal network."""
-        if spec.internal or not own:
-            return ""
-        address = ipaddress.ip_interface(own).ip
-        for pool in spec.pools_of(version):
-            if address in ipaddress.ip_network(pool.subnet):
-                return pool.gateway
-        return ""
-
-    @staticmethod
-    def _interface_name(attachment: _Attachment, spec: NetworkSpec, options: Mapping[str, str]) -> str:
-        taken = {endpoint.container_interface for endpoint in attachment.endpoints}
-        named = options.get(ENDPOINT_IFNAME)
-        if named:
-            if named in taken:
-                raise Conflict(f"interface name {named} is in use in container {attachment.identity.name}")
-            return named
-        prefix = spec.options.get(CONTAINER_IFACE_PREFIX) or "eth"
-        return next(f"{prefix}{number}" for number in range(len(taken) + 1) if f"{prefix}{number}" not in taken)
 
     def _address(self, spec: NetworkSpec, version: int, text: str, endpoint: str) -> str:
         """Reserve an address, ``text`` if given; empty if the network has none of that IP version."""
         if text:
-            address = _static_address(spec, version, text)
+            address = endpoints_.static_address(spec, version, text)
             found: ipaddress.IPv4Interface | ipaddress.IPv6Interface | None = ipam.allocate_exactly(
                 self._db, spec.id, address, endpoint
             )
@@ -768,34 +722,6 @@ class Networks:
         if spec.driver == "routed":
             return f"{found.ip}/{found.network.max_prefixlen}"
         return str(found)
-
-    def _choose_gateways(self, attachment: _Attachment) -> None:
-        """Decide which endpoints provide the default routes: dockerd's order."""
-
-        def rank(endpoint: Endpoint) -> tuple[int, bool, int, str]:
-            spec = self._networks[endpoint.network]
-            gateways = bool(endpoint.gateway4) + bool(endpoint.gateway6)
-            return (-endpoint.gw_priority, spec.internal, -gateways, endpoint.network_name)
-
-        order = sorted(attachment.endpoints, key=rank)
-        chosen = {}
-        for version in (4, 6):
-            for endpoint in order:
-                spec = self._networks[endpoint.network]
-                own = endpoint.ipv4 if version == 4 else endpoint.ipv6
-                gateway = endpoint.gateway4 if version == 4 else endpoint.gateway6
-                routes_itself = spec.driver in ("macvlan", "ipvlan") and not spec.internal
-                if own and (gateway or routes_itself):
-                    chosen[version] = endpoint.id
-                    break
-        attachment.endpoints = [
-            msgspec.structs.replace(
-                endpoint,
-                default_gateway4=chosen.get(4) == endpoint.id,
-                default_gateway6=chosen.get(6) == endpoint.id,
-            )
-            for endpoint in attachment.endpoints
-        ]
 
     def _publish(self, attachment: _Attachment) -> None:
         """Reserve the container's ports and hand them to the endpoints that provide its default routes."""
@@ -846,23 +772,7 @@ class Networks:
             for text in dict.fromkeys((*request.bindings, *(request.exposed if request.publish_all else ()))):
                 port, protocol = parse_port(text)
                 published.append(PublishedPort(protocol=protocol, port=port, host_ip=any_address, host_port=0))
-        self._assign_ports(attachment, published)
-
-    def _assign_ports(self, attachment: _Attachment, published: Sequence[PublishedPort]) -> None:
-        """Spread published ports over the endpoints that provide the container's default routes."""
-        endpoints = []
-        for endpoint in attachment.endpoints:
-            versions = {
-                version
-                for version, provides in ((4, endpoint.default_gateway4), (6, endpoint.default_gateway6))
-                if provides
-            }
-            # A port of the host's IPv6 addresses belongs to the IPv4 endpoint where the container has no IPv6.
-            if 4 in versions and not any(one.default_gateway6 for one in attachment.endpoints):
-                versions.add(6)
-            mine = tuple(port for port in published if port.version in versions)
-            endpoints.append(msgspec.structs.replace(endpoint, ports=mine))
-        attachment.endpoints = endpoints
+        attachment.endpoints = endpoints_.assign_ports(attachment.endpoints, published)
 
     def _store(self, endpoint: Endpoint) -> None:
         self._db.execute(
@@ -1010,7 +920,7 @@ class Networks:
         renamed = []
         with self._db.transaction():
             for endpoint in attachment.endpoints:
-                names = _names(attachment.identity, endpoint.aliases) if endpoint.names else ()
+                names = endpoints_.names(attachment.identity, endpoint.aliases) if endpoint.names else ()
                 endpoint = msgspec.structs.replace(endpoint, container_name=name, names=names)
                 self._store(endpoint)
                 renamed.append(endpoint)
@@ -1081,7 +991,9 @@ class Networks:
             sockets,
             networks=[endpoint.network for endpoint in attachment.endpoints if endpoint.names],
             links={
-                alias: target for endpoint in attachment.endpoints for target, alias in map(_split_link, endpoint.links)
+                alias: target
+                for endpoint in attachment.endpoints
+                for target, alias in map(endpoints_.split_link, endpoint.links)
             },
             forward=any(not self._networks[endpoint.network].internal for endpoint in attachment.endpoints),
             servers=attachment.dns_servers,
@@ -1120,7 +1032,7 @@ class Networks:
             self._answer_names(attachment, sockets)
 
     def _upstream_servers(self) -> tuple[str, ...]:
-        return tuple(self._options.dns) or files.upstream(host_resolv_conf())
+        return tuple(self._options.dns) or files.upstream(host.resolv_conf())
 
     def host_gateways(self) -> list[str]:
         """What ``host-gateway`` in --add-host stands for."""
@@ -1144,7 +1056,7 @@ class Networks:
             InvalidParameter: a malformed ``--add-host``.
         """
         base = files.override(
-            host_resolv_conf(),
+            host.resolv_conf(),
             host_config.dns or self._options.dns,
             host_config.dns_search or self._options.dns_search,
             host_config.dns_options or self._options.dns_options,
@@ -1153,7 +1065,7 @@ class Networks:
         extra = host_config.extra_hosts or ()
         if any(endpoint.driver == "host" for endpoint in endpoints):
             lines = files.extra_hosts(extra, self.host_gateways())
-            hosts = _read("/etc/hosts") + "".join(f"{address}\t{name}\n" for address, name in lines)
+            hosts = host.read("/etc/hosts") + "".join(f"{address}\t{name}\n" for address, name in lines)
             return NameFiles(files.hostname(container.hostname), hosts, base.text())
         if any(endpoint.names for endpoint in endpoints):
             asked = base.nameservers or files.upstream(base)
@@ -1180,34 +1092,8 @@ class Networks:
 
     def settings(self, container: str, configured: Mapping[str, EndpointSettings], *, pid: int = 0) -> NetworkSettings:
         """Docker's NetworkSettings: ``configured`` is what was asked of each network, ``pid`` of init if it runs."""
-        attachment = self._attachments.get(container)
-        live = {endpoint.network_name: endpoint for endpoint in attachment.endpoints} if attachment else {}
-        networks: dict[str, EndpointSettings] = {}
-        for name, asked in configured.items():
-            spec = self._networks.get(name) or self._networks.get(self._names.get(name, ""))
-            endpoint = live.pop(spec.name if spec else name, None)
-            networks[spec.name if spec else name] = _endpoint_settings(asked, endpoint)
-        for name, endpoint in live.items():
-            networks[name] = _endpoint_settings(EndpointSettings(), endpoint)
-        result = NetworkSettings(bridge=self._options.bridge, networks=networks)
-        if attachment is None or not attachment.endpoints:
-            return result
-        result.sandbox_id = sha256(attachment.endpoints[0].id.encode()).hexdigest()
-        if any(endpoint.driver == "host" for endpoint in attachment.endpoints):
-            result.sandbox_key = "/proc/1/ns/net"
-        elif pid:
-            result.sandbox_key = f"/proc/{pid}/ns/net"
-        result.ports = port_map(attachment.endpoints)
-        default = next((one for one in attachment.endpoints if one.network_name == "bridge"), None)
-        if default is not None:
-            own = networks["bridge"]
-            result.endpoint_id = own.endpoint_id
-            result.gateway, result.ip_address, result.ip_prefix_len = own.gateway, own.ip_address, own.ip_prefix_len
-            result.ipv6_gateway = own.ipv6_gateway
-            result.global_ipv6_address = own.global_ipv6_address
-            result.global_ipv6_prefix_len = own.global_ipv6_prefix_len
-            result.mac_address = own.mac_address
-        return result
+        named = {(spec.name if (spec := self.find(name)) else name): asked for name, asked in configured.items()}
+        return endpoints_.network_settings(self.endpoints_of(container), named, bridge=self._options.bridge, pid=pid)
 
     def published(self, container: str) -> list[PublishedPort]:
         """The ports a running container has on the host."""
@@ -1247,7 +1133,7 @@ class Networks:
             sequence = max((one.sequence for one in before), default=-1) + 1
             endpoint = self._new_endpoint(attachment, spec, asked, sequence)
             attachment.endpoints.append(endpoint)
-            self._choose_gateways(attachment)
+            attachment.endpoints = endpoints_.choose_gateways(attachment.endpoints, self._networks)
             for one in attachment.endpoints:
                 self._store(one)
         endpoint = next(one for one in attachment.endpoints if one.id == endpoint.id)
@@ -1290,7 +1176,7 @@ class Networks:
         before = list(attachment.endpoints)
         with self._db.transaction():
             attachment.endpoints = [one for one in before if one.id != endpoint.id]
-            self._choose_gateways(attachment)
+            attachment.endpoints = endpoints_.choose_gateways(attachment.endpoints, self._networks)
             ipam.release(self._db, endpoint.id)
             self._db.execute("DELETE FROM network_endpoint WHERE id = ?", (endpoint.id,))
             for one in attachment.endpoints:
@@ -1313,7 +1199,7 @@ class Networks:
         """After a change of the endpoints: let default routes and published ports follow the endpoint that provides."""
         links = self._kernel_links
         for version in (4, 6):
-            old, new = _provider(before, version), _provider(attachment.endpoints, version)
+            old, new = endpoints_.provider(before, version), endpoints_.provider(attachment.endpoints, version)
             if (old.id if old else "") == (new.id if new else ""):
                 continue
             if sandbox is not None and sandbox.netns is not None:
@@ -1329,7 +1215,7 @@ class Networks:
         if not ports:
             return
         remove = [entry for one in before for entry in port_entries(self._networks[one.network], one)]
-        self._assign_ports(attachment, ports)
+        attachment.endpoints = endpoints_.assign_ports(attachment.endpoints, ports)
         with self._db.transaction():
             for one in attachment.endpoints:
                 self._store(one)
@@ -1450,151 +1336,3 @@ class Networks:
 
 def _open(sockets: Iterable[socket.socket]) -> list[int]:
     return [fd for sock in sockets if (fd := sock.fileno()) >= 0]
-
-
-def port_map(endpoints: Sequence[Endpoint]) -> PortMap:
-    """Docker's Ports of an inspected container: published ports, and null for those that are only exposed."""
-    result: PortMap = {}
-    for endpoint in endpoints:
-        if endpoint.driver in ("host", "null"):
-            continue
-        for exposed in endpoint.exposed:
-            result.setdefault(exposed, None)
-    for endpoint in endpoints:
-        for port in endpoint.ports:
-            key = f"{port.port}/{port.protocol}"
-            bindings = result.get(key) or []
-            host_port = str(port.host_port) if port.host_port else ""
-            bindings.append(PortBinding(host_ip=port.host_ip if port.host_port else "", host_port=host_port))
-            result[key] = bindings
-    return result
-
-
-def _endpoint_settings(asked: EndpointSettings, endpoint: Endpoint | None) -> EndpointSettings:
-    if endpoint is None:
-        return msgspec.structs.replace(
-            asked, network_id=asked.network_id, endpoint_id="", gateway="", ip_address="", ip_prefix_len=0,
-            ipv6_gateway="", global_ipv6_address="", global_ipv6_prefix_len=0,
-        )  # fmt: skip
-    return msgspec.structs.replace(
-        asked,
-        mac_address=endpoint.mac,
-        network_id=endpoint.network,
-        endpoint_id=endpoint.id,
-        gateway=endpoint.gateway4,
-        ip_address=endpoint.address4,
-        ip_prefix_len=int(endpoint.ipv4.partition("/")[2] or 0),
-        ipv6_gateway=endpoint.gateway6,
-        global_ipv6_address=endpoint.address6,
-        global_ipv6_prefix_len=int(endpoint.ipv6.partition("/")[2] or 0),
-        dns_names=list(endpoint.names) or None,
-    )
-
-
-def _provider(endpoints: Sequence[Endpoint], version: int) -> Endpoint | None:
-    for endpoint in endpoints:
-        if endpoint.default_gateway4 if version == 4 else endpoint.default_gateway6:
-            return endpoint
-    return None
-
-
-def _names(container: ContainerIdentity, aliases: Sequence[str]) -> tuple[str, ...]:
-    """What a container is called in a user-defined network, in dockerd's order."""
-    names = [container.name, *aliases, container.id[:12], container.hostname]
-    return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _exposed(request: PortRequest) -> tuple[str, ...]:
-    ports = {parse_port(text) for text in (*request.exposed, *request.bindings)}
-    return tuple(f"{port}/{protocol}" for port, protocol in sorted(ports))
-
-
-def _mac(text: str) -> str:
-    if not text:
-        return random_mac()
-    raw = text.replace("-", ":").lower()
-    parts = raw.split(":")
-    if len(parts) != 6 or not all(len(part) == 2 and all(c in "0123456789abcdef" for c in part) for part in parts):
-        raise InvalidParameter(f"invalid MAC address {text}")
-    if int(parts[0], 16) & 1 or raw == "00:00:00:00:00:00":
-        raise InvalidParameter(f"invalid MAC address {text}: it must be a unicast address")
-    return raw
-
-
-def _split_link(link: str) -> tuple[str, str]:
-    name, _, alias = link.partition(":")
-    return name, alias or name
-
-
-def _static_address(spec: NetworkSpec, version: int, text: str) -> IPAddress:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError as error:
-        raise InvalidParameter(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}") from error
-    if address.version != version:
-        raise InvalidParameter(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}")
-    if not any(address in ipaddress.ip_network(pool.subnet) for pool in spec.pools_of(version)):
-        raise InvalidParameter(f"invalid endpoint settings:\nno configured subnet contains IP address {text}")
-    return address
-
-
-def _refuse_on_predefined(asked: EndpointSettings) -> None:
-    faults = []
-    if asked.ipam_config and (asked.ipam_config.ipv4_address or asked.ipam_config.ipv6_address):
-        faults.append("user specified IP address is supported on user defined networks only")
-    if asked.aliases:
-        faults.append("network-scoped alias is supported only for containers in user defined networks")
-    if len(faults) == 1:
-        raise InvalidParameter(f"invalid endpoint settings:\n{faults[0]}")
-    if faults:
-        raise InvalidParameter("invalid endpoint settings:\n" + "\n".join(f"* {fault}" for fault in faults))
-
-
-def _check_options(options: Mapping[str, str]) -> None:
-    name = options.get(ENDPOINT_IFNAME)
-    if name is not None and (
-        not name or len(name.encode()) > 15 or "/" in name or ":" in name or name in (".", "..", "lo")
-        or any(char.isspace() for char in name)
-    ):  # fmt: skip
-        raise InvalidParameter(f"invalid interface name: {name!r}")
-    for sysctl in filter(None, options.get(ENDPOINT_SYSCTLS, "").split(",")):
-        parts = sysctl.split(".", 4)
-        if len(parts) != 5 or parts[1] not in ("ipv4", "ipv6", "mpls") or parts[3].upper() != "IFNAME":
-            raise InvalidParameter(
-                f"invalid endpoint settings:\nunrecognised network interface sysctl '{sysctl}'; represent "
-                "'net.X.Y.ethN.Z=V' as 'net.X.Y.IFNAME.Z=V', 'X' must be 'ipv4', 'ipv6' or 'mpls'"
-            )
-
-
-def host_resolv_conf() -> files.ResolvConf:
-    """The host's resolver configuration; systemd-resolved's real one where /etc/resolv.conf names only its stub."""
-    conf = files.parse_resolv_conf(_read("/etc/resolv.conf"))
-    if conf.nameservers == ("127.0.0.53",):
-        behind = files.parse_resolv_conf(_read("/run/systemd/resolve/resolv.conf"))
-        if behind.nameservers:
-            return behind
-    return conf
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace")
-    except FileNotFoundError:
-        return ""
-
-
-def _host_has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-            sock.bind(("::1", 0))
-    except OSError as error:
-        if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-            return False
-        raise
-    return True
-
-
-def _namespace() -> str:
-    """Names this boot's network namespace."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{Path('/proc/self/ns/net').stat().st_ino}"

@@ -214,3 +214,15 @@ async def test_an_existing_bridge_is_used_and_never_deleted(host: Space, start: 
     await networks.close()
     await start(bridge="none")
     assert host.addresses("br0")
+
+
+async def test_links_and_own_dns_servers_outlive_the_daemon(host: Space, start: Start, run: Run) -> None:
+    first = await start(icc=False)
+    database, (endpoint,) = await run("db", exposed=["80/tcp"], on=first)
+    app, _ = await run("app", links={"database": identifier("db")}, on=first)
+    server = database.listen(80)
+    assert app.reaches(server, endpoint.address4, 80)
+    await first.close()
+    second = await start(icc=False)
+    await second.recover([identifier("db"), identifier("app")])
+    assert app.reaches(server, endpoint.address4, 80)
