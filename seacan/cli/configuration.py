@@ -203,7 +203,6 @@ class Configuration(msgspec.Struct, frozen=True):
     http_proxy: str = ""
     https_proxy: str = ""
     no_proxy: str = ""
-    min_api_version: str = ""
     validate: bool = False
     version: bool = False
     warnings: tuple[str, ...] = ()
@@ -559,7 +558,6 @@ def _merge(given: Given, values: Mapping[str, Any], path: str, environment: Mapp
     configuration = replace(
         configuration,
         hosts=tuple(sorted({parse_host(host, tls=bool(configuration.tls)) for host in hosts})),
-        min_api_version=_min_api_version(environment.get("DOCKER_MIN_API_VERSION", "")),
     )
     configuration.engine.hosts = [host.partition("://")[2] for host in configuration.hosts]
     configuration.engine.tls = bool(configuration.tls)
@@ -626,25 +624,6 @@ def _with_tls(configuration: Configuration, given: Given, environment: Mapping[s
         tlscert=paths["tlscert"],
         tlskey=paths["tlskey"],
     )
-
-
-def _min_api_version(version: str) -> str:
-    from seacan.engine.version import API_VERSION, MIN_API_VERSION, dotted
-
-    if not version:
-        return ""
-    prefix = "invalid DOCKER_MIN_API_VERSION: "
-    if version[0] in "vV":
-        raise InvalidParameter(f'{prefix}API version must be provided without "v" prefix')
-    try:
-        number = tuple(int(part) for part in version.split("."))
-    except ValueError:
-        raise InvalidParameter(f"{prefix}{version}") from None
-    if number < MIN_API_VERSION:
-        raise InvalidParameter(f"{prefix}minimum supported API version is {dotted(MIN_API_VERSION)}: {version}")
-    if number > API_VERSION:
-        raise InvalidParameter(f"{prefix}maximum supported API version is {dotted(API_VERSION)}: {version}")
-    return version
 
 
 def parse_host(text: str, *, tls: bool) -> str:
