@@ -25,8 +25,10 @@ from seacan.engine.config import (
     copy,
 )
 from seacan.engine.container import Container, Record, State, now
+from seacan.engine.host import host
 from seacan.engine.mounts import MountPoint
 from seacan.engine.names import check_name, new_id, random_name
+from seacan.engine.verify import verify_resources
 from seacan.errors import Conflict, InvalidParameter, NotFound, NotModified, SeacanError
 
 if TYPE_CHECKING:
@@ -209,11 +211,11 @@ class Containers:
         if image is not None:
             creation.merge(config, image.config.defaults)
         path, arguments = creation.command(config)
+        self._identify_joined(host_config)
         warnings += self._platform_warning(image, platform)
         id = new_id()
         if not config.hostname and not host_config.network_mode.startswith("container:"):
-            own = host_config.uts_mode == "host" or host_config.network_mode == "host"
-            config.hostname = os.uname().nodename if own else id[:12]
+            config.hostname = os.uname().nodename if host_config.network_mode == "host" else id[:12]
         endpoints = self._endpoints(host_config, networking)
         links = self._links(host_config)
         with contextlib.ExitStack() as undo:
@@ -260,6 +262,20 @@ class Containers:
             f"The requested image's platform (linux/{image.config.architecture}) does not match the detected host "
             f"platform (linux/{architecture}) and no specific platform was requested"
         ]
+
+    def _identify_joined(self, host_config: HostConfig) -> None:
+        """Turn ``container:<name>`` modes into ``container:<id>``: the name may go to another container.
+
+        Raises:
+            NotFound: there is no such container. For a network that may come later, at the start.
+        """
+        for kind in ("network_mode", "ipc_mode", "pid_mode"):
+            scheme, colon, name = getattr(host_config, kind).partition(":")
+            if scheme != "container" or not colon:
+                continue
+            other = self.find(name) if kind == "network_mode" else self.get(name)
+            if other is not None:
+                setattr(host_config, kind, f"container:{other.id}")
 
     @staticmethod
     def _set_masks(host_config: HostConfig) -> None:
@@ -372,6 +388,9 @@ class Containers:
 
         Returns warnings.
         """
+        if wanted.restart_policy.name:
+            creation.check_host_config(HostConfig(restart_policy=wanted.restart_policy))
+        verify_resources(copy(wanted), host(), update=True)
         container = self.get(reference)
         async with container.lock:
             if container.state.removing or container.state.dead:
@@ -454,6 +473,7 @@ class Containers:
 
     def _remove_link(self, reference: str) -> None:
         parent_name, _, alias = reference.removeprefix("/").rpartition("/")
+        self.get(parent_name or alias)
         if not parent_name:
             raise Conflict("Conflict, cannot remove the default link name of the container")
         parent = self.find(parent_name)

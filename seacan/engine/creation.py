@@ -130,8 +130,7 @@ def merge(config: ContainerConfig, image: ImageDefaults) -> None:
     if image.healthcheck is not None:
         config.healthcheck = _merged_health(config.healthcheck or HealthConfig(), image.healthcheck)
     config.working_dir = config.working_dir or image.working_dir
-    if image.volumes:
-        config.volumes = {**image.volumes, **(config.volumes or {})}
+    config.volumes = {**(image.volumes or {}), **(config.volumes or {})} or None
     config.stop_signal = config.stop_signal or image.stop_signal
     if config.shell is None:
         config.shell = image.shell
@@ -154,7 +153,11 @@ def command(config: ContainerConfig) -> tuple[str, list[str]]:
 
 
 def adapt(host_config: HostConfig, options: EngineOptions, *, cgroup_v2: bool) -> None:
-    """Fill what ``host_config`` leaves open with the engine's defaults, as dockerd shows them in an inspect."""
+    """Fill what ``host_config`` leaves open with the engine's defaults, as dockerd shows them in an inspect.
+
+    Raises:
+        InvalidParameter: what came of it contradicts itself.
+    """
     if not host_config.restart_policy.name:
         host_config.restart_policy.name = "no"
     if host_config.network_mode in ("", "default"):
@@ -182,16 +185,22 @@ def adapt(host_config: HostConfig, options: EngineOptions, *, cgroup_v2: bool) -
         log.config = {**options.log_opts, **(log.config or {})}
     if log.config is None:
         log.config = {}
+    _check_log(log)
+    if host_config.security_opt is None and (
+        host_config.privileged or host_config.ipc_mode == "host" or host_config.pid_mode == "host"
+    ):
+        host_config.security_opt = ["label=disable"]
 
 
 def _check_log(log: LogConfig) -> None:
     if not log.type:
         return
     if log.type not in LOG_DRIVERS:
-        raise InvalidParameter(f"logger: no log driver named '{log.type}' is registered")
+        raise InvalidParameter(f'error looking up logging plugin {log.type}: plugin "{log.type}" not found')
     for name in log.config or {}:
         if name not in _LOG_OPTIONS[log.type]:
-            raise InvalidParameter(f"unknown log opt '{name}' for {log.type} log driver")
+            driver = "log driver local" if log.type == "local" else f"{log.type} log driver"
+            raise InvalidParameter(f"unknown log opt '{name}' for {driver}")
     mode = (log.config or {}).get("mode", "")
     if mode not in ("", "blocking", "non-blocking"):
         raise InvalidParameter(f"logger: logging mode not supported: {mode}")

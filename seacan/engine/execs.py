@@ -84,9 +84,9 @@ class Execs:
 
     def create(self, reference: str, config: ExecConfig, *, health_check: bool = False) -> Exec:
         """Register a command to be run in a running container."""
-        container = self._engine.containers.get(reference)
         if not config.cmd:
             raise InvalidParameter("No exec command specified")
+        container = self._engine.containers.get(reference)
         container.require_running()
         if container.state.paused:
             raise Conflict(f"Container {reference} is paused, unpause the container before exec")

@@ -50,9 +50,12 @@ def begin(engine: Engine, container: Container) -> None:
 
 
 def end(container: Container) -> None:
+    """Probe no more. A container that nobody looks after is unhealthy, in dockerd's eyes."""
     probe, container.health_probe = container.health_probe, None
     if probe is not None:
         probe.cancel()
+        if container.state.health is not None:
+            container.state.health.status = "unhealthy"
 
 
 async def _monitor(engine: Engine, container: Container, check: HealthConfig) -> None:

@@ -24,7 +24,7 @@ from seacan.engine.creation import check_host_config
 from seacan.engine.links import link_variables
 from seacan.engine.logs import log_config
 from seacan.engine.signals import parse_signal
-from seacan.errors import Conflict, InvalidParameter, NotModified, RuntimeFailed, SeacanError, System
+from seacan.errors import Conflict, InvalidParameter, NotFound, NotModified, RuntimeFailed, SeacanError, System
 from seacan.network.model import ContainerIdentity, Endpoint, PortRequest
 from seacan.runtime import protocol, spec
 from seacan.runtime.bundle import Exit, ExternalRuntime, ShimConfig
@@ -199,6 +199,14 @@ class Lifecycle:
                 if point.type == "image"
             },
         )
+        try:
+            log = log_config(record, engine.containers.folder(container))
+        except InvalidParameter as error:
+            raise System(
+                f"failed to create task for container: failed to initialize logging driver: {error}"
+            ) from error
+        if record.host_config.log_config.type == "local":
+            Path(log.path).parent.mkdir(mode=0o700, exist_ok=True)
         built = oci.build(record, options, sources)
         if record.links and built.spec.process is not None and record.host_config.network_mode == "bridge":
             given = {variable.partition("=")[0] for variable in built.spec.process.env}
@@ -206,7 +214,7 @@ class Lifecycle:
         shim = ShimConfig(
             id=container.id,
             rootfs=sources.rootfs,
-            log=log_config(record, engine.containers.folder(container)),
+            log=log,
             open_stdin=record.config.open_stdin,
             stdin_once=record.config.stdin_once,
             seccomp=built.seccomp,
@@ -260,13 +268,19 @@ class Lifecycle:
             NotFound, Conflict, InvalidParameter: in dockerd's words.
         """
         name = mode.removeprefix("container:")
-        other = self._engine.containers.get(name)
+        try:
+            other = self._engine.containers.get(name)
+        except NotFound as error:
+            raise NotFound(f"joining {kind} namespace of container: {error}") from error
         if other.state.restarting:
             raise Conflict(f"Container {name} is restarting, wait until the container is running")
         if not other.state.running:
             if kind == "network":
-                raise Conflict(f"cannot join network of a non running container: {other.id}")
-            raise Conflict(f"container {name} is not running")
+                raise Conflict(
+                    "cannot join network namespace of a non running container: "
+                    f"container {other.name} is {other.state.status}"
+                )
+            raise Conflict(f"failed to join {kind.upper()} namespace: container {other.id} is not running")
         if kind == "ipc" and other.host_config.ipc_mode not in ("shareable", "host"):
             raise InvalidParameter(
                 f"failed to join IPC namespace: container {other.id}: non-shareable IPC "
@@ -513,8 +527,8 @@ class Lifecycle:
         Raises:
             Conflict: it does not run.
         """
-        container = self._engine.containers.get(reference)
         number = parse_signal(signal) if signal else _SIGKILL
+        container = self._engine.containers.get(reference)
         if not container.state.running:
             raise Conflict(f"container {container.id} is not running")
         if number == _SIGKILL:

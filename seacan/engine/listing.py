@@ -308,7 +308,8 @@ def _volume(values: Sequence[str]) -> Test:
 
 
 def _is_task(values: Sequence[str]) -> Test:
-    return lambda c: not truth("is-task", values)
+    wanted = truth("is-task", values)
+    return lambda c: not wanted
 
 
 def truth(name: str, values: Sequence[str]) -> bool:
@@ -321,7 +322,7 @@ def truth(name: str, values: Sequence[str]) -> bool:
         return True
     if len(values) == 1 and values[0].lower() in ("0", "false"):
         return False
-    raise InvalidParameter(f"invalid filter '{name}={list(values)}'")
+    raise InvalidParameter(f"invalid filter '{name}=[{' '.join(values)}]'")
 
 
 def _images(engine: Engine, values: Sequence[str]) -> set[str]:
@@ -329,9 +330,10 @@ def _images(engine: Engine, values: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for value in values:
         try:
-            found |= engine.images.descendants(engine.images.get(value).id)
+            image = engine.images.get(value).id
         except SeacanError:
             continue
+        found |= {image, *engine.images.descendants(image)}
     return found
 
 
@@ -353,7 +355,9 @@ def _port_set(name: str, values: Sequence[str]) -> set[tuple[int, str]]:
             raise InvalidParameter(f"filter for '{name}' should not contain ':': {value}")
         match = _PORTS.fullmatch(value)
         if not match:
-            raise InvalidParameter(f"error while looking up for {name} {value}: invalid port specification")
+            raise InvalidParameter(
+                f'error while looking up for {name} {value}: strconv.ParseUint: parsing "{value}": invalid syntax'
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         result |= {(port, (match[3] or "tcp").lower()) for port in range(first, min(last, 65535) + 1)}
     return result

@@ -12,13 +12,10 @@ import msgspec
 
 from seacan.engine.container import Container, Record
 from seacan.engine.listing import parse_time
-from seacan.errors import Conflict, InvalidParameter
+from seacan.errors import Conflict, InvalidParameter, Unsupported
 from seacan.runtime.bundle import LogConfig
 from seacan.runtime.logs import ReadOptions
 from seacan.runtime.logs import read as read_log
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -37,6 +34,8 @@ def read(engine: Engine, container: Container, options: ReadOptions) -> AsyncIte
     if container.state.removing or container.state.dead:
         raise Conflict("can not get logs from container which is dead or marked for removal")
     config = log_config(container.record, engine.containers.folder(container))
+    if config.driver == "none":
+        raise Unsupported("configured logging driver does not support reading")
     if not options.follow or not container.state.running:
         return read_log(config, msgspec.structs.replace(options, follow=False))
     return _follow(container, config, options)
@@ -92,7 +91,10 @@ def log_config(record: Record, folder: Path) -> LogConfig:
     local = asked.type == "local"
     path = folder / "local-logs" / "container.log" if local else Path(record.log_path)
     size = parse_size(options["max-size"]) if "max-size" in options else (_DEFAULT_LOCAL_SIZE if local else -1)
-    files = int(options.get("max-file", _DEFAULT_LOCAL_FILES if local else 1))
+    try:
+        files = int(options.get("max-file", _DEFAULT_LOCAL_FILES if local else 1))
+    except ValueError as error:
+        raise InvalidParameter(f'strconv.Atoi: parsing "{options["max-file"]}": invalid syntax') from error
     if files < 1:
         raise InvalidParameter("max-file cannot be less than 1")
     compress = _truth("compress", options.get("compress", "true" if local else "false"))

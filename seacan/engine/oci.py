@@ -26,7 +26,7 @@ from seacan.engine.options import EngineOptions
 from seacan.engine.profiles import DEVICE_RULES, MOUNTS, PATH, READONLY_PATHS, apparmor, masked_paths
 from seacan.engine.profiles import capabilities as caps
 from seacan.engine.profiles import seccomp as seccomp_profiles
-from seacan.engine.verify import SecurityOptions, merge_update, security_options, verify
+from seacan.engine.verify import SecurityOptions, is_builtin_runtime, merge_update, security_options, verify
 from seacan.errors import InvalidParameter, System, Unsupported
 from seacan.linux import seccomp
 from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
@@ -133,7 +133,7 @@ def build(record: Record, options: EngineOptions, sources: Sources, facts: Host 
     if profile is not None:
         if profile.flags or any(rule.action == "SCMP_ACT_NOTIFY" for rule in profile.syscalls):
             linux.seccomp = profile  # needs more than a program: the runtime's own business
-        elif options.exec_root and (host_config.runtime or options.default_runtime) == "seacan":
+        elif options.exec_root and is_builtin_runtime(host_config.runtime, options):
             compiled = _compiled(profile, f"{options.exec_root}/seccomp")
         else:
             linux.seccomp = profile
@@ -671,7 +671,7 @@ def _read_only(facts: Host, options: EngineOptions, host_config: HostConfig, wri
 
 def _recursive_read_only(facts: Host, options: EngineOptions, host_config: HostConfig) -> bool:
     """An external runtime may not know "rro"."""
-    return facts.recursive_read_only and (host_config.runtime or options.default_runtime) in ("", "seacan", "runc")
+    return facts.recursive_read_only and is_builtin_runtime(host_config.runtime, options)
 
 
 def _bind(spec: Spec, point: MountPoint, options: EngineOptions, facts: Host) -> Mount:

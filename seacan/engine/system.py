@@ -15,6 +15,7 @@ import msgspec
 from seacan.engine.host import host
 from seacan.engine.listing import listing
 from seacan.engine.times import rfc3339
+from seacan.engine.verify import BUILTIN_RUNTIMES
 from seacan.engine.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, VERSION, dotted
 from seacan.images import listing as images
 from seacan.network import doctor as network_doctor
@@ -90,7 +91,7 @@ async def info(engine: Engine) -> dict[str, Any]:
     states = [container.state.status for container in engine.containers]
     running = sum(state in ("running", "restarting") for state in states)
     paused = states.count("paused")
-    runtimes: dict[str, Any] = {"seacan": {"path": "seacan-runtime"}}
+    runtimes: dict[str, Any] = {name: {"path": "seacan-runtime"} for name in BUILTIN_RUNTIMES}
     for name, runtime in options.runtimes.items():
         runtimes[name] = {"path": runtime.path}
         if runtime.arguments:
@@ -201,7 +202,7 @@ def _warnings(engine: Engine) -> list[str]:
     warnings += network_doctor.warnings()
     for listener in engine.options.hosts:
         if listener.startswith("tcp://") and not engine.options.tls:
-            warnings.append(  # noqa: PERF401
+            warnings.append(
                 f"[DEPRECATION NOTICE]: API is accessible on {listener} without encryption.\n"
                 "         Access to the remote API is equivalent to root access on the host. Refer\n"
                 "         to the 'Docker daemon attack surface' section in the documentation for\n"
@@ -254,10 +255,11 @@ async def disk_usage(engine: Engine, kinds: set[str] | None, *, legacy: bool) ->
         answer["Volumes"] = [volume.inspect(usage) for volume, usage in await engine.volumes.usage()]
     if "build-cache" in wanted:
         answer["BuildCache"] = []
-    if kinds is None:
-        answer = {"LayersSize": 0, **answer}
+    answer = {"LayersSize": 0, "Images": None, "Containers": None, "Volumes": None, "BuildCache": None, **answer}
     if legacy:
         answer["BuilderSize"] = 0
+        for summary in answer["Images"] or ():
+            summary["VirtualSize"] = summary["Size"]
     return answer
 
 

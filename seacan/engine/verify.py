@@ -21,6 +21,8 @@ from seacan.engine.profiles import capabilities, selinux
 from seacan.errors import Conflict, InvalidParameter, Unsupported
 
 MINIMUM_MEMORY = 6 << 20
+BUILTIN_RUNTIMES = ("seacan", "runc", "io.containerd.runc.v2")
+"""Names of our own runtime; two are those that clients of dockerd ask for."""
 MAXIMUM_HOSTNAME = 64
 
 
@@ -78,11 +80,6 @@ def verify(
             if name != "size":
                 raise InvalidParameter(f"Unknown option {name}")
         raise Unsupported("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
-    if host_config.links and host_config.network_mode in ("", "default", "bridge"):
-        warnings.append(
-            "Links on the default bridge network are deprecated and will be removed in a future release. "
-            "Use a custom network instead."
-        )
     return warnings
 
 
@@ -94,8 +91,14 @@ def _verify_destination(path: str) -> None:
         raise InvalidParameter(f"invalid mount path: '{path}' mount path must be absolute")
 
 
+def is_builtin_runtime(name: str, options: EngineOptions) -> bool:
+    """Whether our own runtime answers to ``name`` (empty: the default one), rather than one of the configuration's."""
+    name = name or options.default_runtime
+    return name not in options.runtimes and (not name or name in BUILTIN_RUNTIMES)
+
+
 def _verify_runtime(runtime: str, options: EngineOptions) -> None:
-    if runtime in ("", options.default_runtime, "seacan", "io.containerd.runc.v2") or runtime in options.runtimes:
+    if runtime in ("", options.default_runtime, *BUILTIN_RUNTIMES) or runtime in options.runtimes:
         return
     raise InvalidParameter(f"unknown or invalid runtime name: {runtime}")
 
