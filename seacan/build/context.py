@@ -280,9 +280,28 @@ def read_file(folder: str, name: str, limit: int) -> bytes | None:
 
 
 def remove_ignored(folder: str, patterns: Sequence[str], names: Sequence[str]) -> None:
-    """Take files that are themselves ignored (Dockerfile, .dockerignore) out of a context that arrived whole."""
+    """Take files that are themselves ignored (Dockerfile, .dockerignore) out of a context that arrived whole.
+
+    Its folders may be links to folders of the host: they are followed inside the context, as when the file was read.
+    """
+    from seacan.linux.paths import open_in_root
+
     matcher = Matcher(patterns)
     for name in names:
-        path = os.path.join(folder, name)
-        if matcher.patterns and matcher.matches(name) and not os.path.islink(path) and os.path.isfile(path):
-            os.unlink(path)
+        if not matcher.patterns or not matcher.matches(name):
+            continue
+        root = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            parent = open_in_root(root, os.path.dirname(name), os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            continue  # there is no such file
+        finally:
+            os.close(root)
+        base = os.path.basename(name)
+        try:
+            if stat.S_ISREG(os.stat(base, dir_fd=parent, follow_symlinks=False).st_mode):
+                os.unlink(base, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(parent)
