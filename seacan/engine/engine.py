@@ -165,7 +165,7 @@ class Engine:
 
     def _prepare_folders(self, data_root: Path, exec_root: Path) -> None:
         try:
-            data_root.mkdir(mode=0o711, parents=True, exist_ok=True)
+            data_root.mkdir(mode=0o710, parents=True, exist_ok=True)
             for folder in (exec_root, exec_root / "containers"):
                 folder.mkdir(mode=0o711, parents=True, exist_ok=True)
             (data_root / "containers").mkdir(mode=0o710, exist_ok=True)

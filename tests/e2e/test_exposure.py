@@ -1,0 +1,137 @@
+"""What other users of the host, and containers, can see and reach of the engine: files, sockets, processes, streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.hosts import DOCKER, Daemon
+
+LIST = 'for fd in /proc/self/fd/*; do echo "${fd##*/} $(readlink $fd)"; done'
+
+
+def open_to_others(root: Path) -> list[str]:
+    """What somebody who is neither root nor of root's group can read or write below ``root``."""
+    found = []
+    pending = [root]
+    while pending:
+        path = pending.pop()
+        information = path.lstat()
+        folder = stat.S_ISDIR(information.st_mode)
+        if folder and information.st_mode & stat.S_IXOTH:
+            pending += path.iterdir()
+        if not stat.S_ISLNK(information.st_mode) and information.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+            found.append(str(path.relative_to(root)))
+    return sorted(found)
+
+
+def test_other_users_of_the_host_see_no_content(daemon: Daemon) -> None:
+    """CVE-2021-41091, CVE-2021-41089: programs with the set-user-ID bit, and secrets, in reach of everybody."""
+    daemon.docker("run", "-d", "--name", "secret", "-e", "PASSWORD=x", "-v", "data:/data", "busybox", "sleep", "1000")
+    assert stat.S_IMODE(daemon.data_root.stat().st_mode) & 0o007 == 0
+    assert open_to_others(daemon.exec_root) == []
+    for name in ("seacan.db", "seacan.db-wal", "seacan.db-shm"):
+        assert stat.S_IMODE((daemon.data_root / name).stat().st_mode) == 0o600
+    # A host that was given a wider data root still protects what is in it.
+    daemon.data_root.chmod(0o755)
+    try:
+        # Volumes are as dockerd has them: who knows a name gets at what the container made for everybody.
+        known = {".", "build", "blobs", "engine-id", "volumes/data/_data"}
+        assert set(open_to_others(daemon.data_root)) - known == set()
+    finally:
+        daemon.data_root.chmod(0o710)
+
+
+def test_a_database_of_wider_mode_is_closed(new_daemon: Callable[..., Daemon]) -> None:
+    daemon = new_daemon(image=False)
+    daemon.stop()
+    (daemon.data_root / "seacan.db").chmod(0o644)
+    daemon.start()
+    assert stat.S_IMODE((daemon.data_root / "seacan.db").stat().st_mode) == 0o600
+
+
+def test_no_socket_is_abstract(daemon: Daemon) -> None:
+    """CVE-2020-15257: containers of the host's network namespace reach abstract sockets, whatever their mounts."""
+    daemon.docker("run", "-d", "--network", "host", "busybox", "sleep", "1000")
+    sockets = daemon.out("run", "--rm", "--network", "host", "busybox", "cat", "/proc/net/unix").splitlines()[1:]
+    names = [fields[7] for line in sockets if len(fields := line.split()) > 7]
+    assert str(daemon.socket) in names
+    assert [name for name in names if name.startswith("@")] == []
+
+
+def test_containers_and_execs_have_their_streams_and_nothing_else(daemon: Daemon) -> None:
+    """With published ports, DNS sockets and clients attached, all of which the shim holds for the daemon."""
+    daemon.docker("network", "create", "own")
+    daemon.docker("run", "-dit", "--name", "box", "--network", "own", "-p", "127.0.0.1::80", "busybox", "sh")
+    assert DOCKER is not None
+    attached = subprocess.Popen(
+        [DOCKER, "attach", "--no-stdin", "box"], stdout=subprocess.PIPE, env=daemon.environment()
+    )
+    try:
+        for number in range(3):
+            daemon.docker("exec", "-d", "box", "sleep", str(1000 + number))
+        for words in (
+            ("exec", "box"),
+            ("exec", "-i", "box"),
+            ("run", "--rm", "busybox"),
+            ("run", "--rm", "-i", "busybox"),
+        ):
+            lines = daemon.out(*words, "sh", "-c", LIST, input="").splitlines()
+            assert {line.split()[0] for line in lines} <= {"0", "1", "2", "3"}, lines
+            for line in lines:
+                target = line.partition(" ")[2]
+                assert target == "/dev/null" or target.startswith("pipe:") or (line.startswith("3") and not target), (
+                    lines
+                )
+        pid = daemon.inspect("box")["State"]["Pid"]
+        assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")} <= {
+            "/dev/pts/0",
+            "/dev/tty",
+        }
+    finally:
+        attached.kill()
+        attached.communicate()
+
+
+def test_the_environment_of_the_daemon_stays_outside(daemon: Daemon) -> None:
+    names = {line.partition("=")[0] for line in daemon.out("run", "--rm", "busybox", "env").splitlines()}
+    assert names == {"PATH", "HOSTNAME", "HOME"}
+    daemon.docker("run", "-d", "--name", "box", "busybox", "sleep", "1000")
+    names = {line.partition("=")[0] for line in daemon.out("exec", "box", "env").splitlines()}
+    assert names == {"PATH", "HOSTNAME", "HOME"}
+
+
+def test_a_container_among_the_hosts_processes_learns_nothing_of_the_engines(daemon: Daemon) -> None:
+    daemon.docker("run", "-d", "--name", "box", "busybox", "sleep", "1000")
+    init = daemon.inspect("box")["State"]["Pid"]
+    shim = int(Path(f"/proc/{init}/stat").read_text().rpartition(")")[2].split()[1])
+    script = (
+        "for pid in $0; do for name in environ maps; do cat /proc/$pid/$name 2>/dev/null | head -c 1; done;"
+        " ls /proc/$pid/root/ /proc/$pid/cwd/ 2>/dev/null; readlink /proc/$pid/exe /proc/$pid/fd/*; done; echo end"
+    )
+    pids = " ".join(str(pid) for pid in (daemon.pid, shim, *daemon.launcher_pids()))
+    assert daemon.out("run", "--rm", "--pid", "host", "busybox", "sh", "-c", script, pids) == "end"
+
+
+def test_health_checks_and_copies_do_not_go_where_a_containers_links_lead(daemon: Daemon, tmp_path: Path) -> None:
+    """The container sees the host's processes, and has nobody's help but the engine's own."""
+    secret = tmp_path / "secret"
+    secret.write_text("of the host")
+    outside = f"/proc/{daemon.host.pid}/root{tmp_path}"
+    setup = f"ln -s {outside} /out; ln -sf {outside}/secret /dev/null; touch /ready; exec sleep 1000"
+    daemon.docker("run", "-d", "--name", "box", "--pid", "host", "busybox", "sh", "-c", setup)
+    while daemon.docker("exec", "-i", "box", "ls", "/ready", check=False, input="").returncode:
+        pass
+    assert "of the host" not in daemon.docker("exec", "box", "cat", "/dev/stdin", check=False).stdout
+    assert "of the host" not in daemon.docker("cp", "box:/out/secret", "-", check=False).stdout
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "planted").write_text("x")
+    assert daemon.docker("cp", str(own / "planted"), "box:/out/", check=False).returncode != 0
+    assert sorted(os.listdir(tmp_path)) == ["own", "secret"]
+    assert secret.read_text() == "of the host"
+    assert json.loads(daemon.out("inspect", "box"))[0]["State"]["Running"]
