@@ -20,6 +20,8 @@ from seacan.runtime.bundle import Exit
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
 
+REMEMBERED = 600.0
+"""Seconds for which an exec that has ended can be inspected; dockerd forgets after five to ten minutes."""
 PREFIX = "OCI runtime exec failed: exec failed: "
 
 
@@ -196,6 +198,7 @@ class Execs:
         )
         if not exec.ended.done():
             exec.ended.set_result(exit.exit_code)
+        asyncio.get_running_loop().call_later(REMEMBERED, self.forget, exec)
 
     def container_ended(self, container: Container) -> None:
         """Execs do not outlive their container, nor do their ids."""

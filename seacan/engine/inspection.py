@@ -43,7 +43,7 @@ async def inspect(engine: Engine, container: Container, *, size: bool = False) -
         "MountLabel": "",
         "ProcessLabel": "",
         "AppArmorProfile": "",
-        "ExecIDs": sorted(container.execs) or None,
+        "ExecIDs": sorted(id for id, exec in container.execs.items() if exec.exit_code is None) or None,
         "HostConfig": host_config,
         "GraphDriver": {"Data": _graph_driver(engine, container), "Name": engine.snapshots.driver},
         "Mounts": [mount(point) for point in record.mounts],

@@ -84,10 +84,10 @@ def test_inspect_tells_what_ran_and_how_it_ended(running: Daemon) -> None:
     assert found["ProcessConfig"] == {
         "tty": False, "entrypoint": "sh", "arguments": ["-c", "exit 5"], "privileged": False, "user": "1",
     }  # fmt: skip
-    with pytest.raises(AssertionError, match="409 .*has already run"):
+    with pytest.raises(AssertionError, match=r"409 .*has already run"):
         call(running, "POST", f"/exec/{id}/start", {"Detach": True})
     running.docker("kill", "c1")
-    with pytest.raises(AssertionError, match="404 .*No such exec instance"):
+    with pytest.raises(AssertionError, match=r"404 .*No such exec instance"):
         call(running, "GET", f"/exec/{id}/json")
 
 
