@@ -20,6 +20,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from seacan.cgroups.hierarchies import discover
+from seacan.errors import Unsupported
 from seacan.runtime import maker, packets, spec
 from seacan.runtime.bundle import DirectoryRoot, LogConfig, ShimConfig
 from seacan.runtime.protocol import Start
@@ -39,6 +41,8 @@ _fillers: list[object] = []
 
 def rehearse() -> None:
     """Play, gather, fill. Raises OSError when there is no place for a rehearsal's files."""
+    with contextlib.suppress(Unsupported):
+        discover()  # where the cgroups are: kept
     folder = f"{os.environ.get('TMPDIR', '/tmp')}/seacan-rehearsal-{os.urandom(8).hex()}"
     os.mkdir(folder, 0o700)
     try:
