@@ -32,9 +32,11 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         async for chunk in archive.read_path(engine, name, path):
             await response.write(chunk)
         await response.write_eof()
+        engine.containers.emit(engine.containers.get(name), "archive-path")
         return response
 
     async def put(request: web.Request) -> web.StreamResponse:
+        container = engine.containers.get(request.match_info["name"])
         await archive.write_path(
             engine,
             request.match_info["name"],
@@ -43,6 +45,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
             keep_kinds=query_bool(request, "noOverwriteDirNonDir"),
             as_user=query_bool(request, "copyUIDGID"),
         )
+        engine.containers.emit(container, "extract-to-dir")
         return web.Response()
 
     return [

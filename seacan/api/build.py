@@ -76,7 +76,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         known = {"until", "id", "type", "label", "label!", "parent", "description", "inuse", "shared", "private"}
         for name in filters:
             if name not in known | {"unused-for"}:
-                raise InvalidParameter(f"invalid filter '{name}'")
+                raise InvalidParameter(f"failed to prune build cache: invalid filter '{name}'")
         unused_for = 0
         ages = [*filters.get("until", ()), *filters.get("unused-for", ())]
         if len(ages) > 1:

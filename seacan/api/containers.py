@@ -63,6 +63,8 @@ def routes(engine: Engine) -> list[web.RouteDef]:
     async def create(request: web.Request) -> web.StreamResponse:
         check_json(request)
         body = await request.read()
+        if body.strip() == b"null":
+            raise InvalidParameter("config cannot be empty in order to create a container")
         asked = docker.decode(body, ContainerCreateRequest)
         if not body.strip().removeprefix(b"{").removesuffix(b"}").strip():
             raise InvalidParameter("config cannot be empty in order to create a container")

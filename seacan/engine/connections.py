@@ -70,6 +70,7 @@ async def prune(engine: Engine, filters: Mapping[str, Sequence[str]]) -> list[st
             log.warning("could not remove local network %s: %s", spec.name, error)
             continue
         removed.append(spec.name)
+    engine.events.emit("network", "prune", "", {"reclaimed": "0"})
     return removed
 
 

@@ -21,6 +21,7 @@ from seacan.images import listing as images
 from seacan.network import doctor as network_doctor
 
 if TYPE_CHECKING:
+    from seacan.build.cache import Record
     from seacan.engine.engine import Engine
 
 _encoder = msgspec.json.Encoder()
@@ -46,7 +47,7 @@ def builder_version(engine: Engine) -> str:
     """What `docker build` reads from _ping: "2" if the BuildKit API is there."""
     import importlib.util
 
-    return "2" if importlib.util.find_spec("seacan.api.session") else "1"
+    return "2" if importlib.util.find_spec("seacan.api.buildkit") else "1"
 
 
 def version(engine: Engine) -> dict[str, Any]:
@@ -254,13 +255,31 @@ async def disk_usage(engine: Engine, kinds: set[str] | None, *, legacy: bool) ->
     if "volume" in wanted:
         answer["Volumes"] = [volume.inspect(usage) for volume, usage in await engine.volumes.usage()]
     if "build-cache" in wanted:
-        answer["BuildCache"] = []
+        await engine.prepare_builds()
+        answer["BuildCache"] = [_cached(record) for record in engine.builds.cache.records()]
     answer = {"LayersSize": 0, "Images": None, "Containers": None, "Volumes": None, "BuildCache": None, **answer}
     if legacy:
         answer["BuilderSize"] = 0
         for summary in answer["Images"] or ():
             summary["VirtualSize"] = summary["Size"]
     return answer
+
+
+def _cached(record: Record) -> dict[str, Any]:
+    """Docker's BuildCache."""
+    result: dict[str, Any] = {"ID": record.id}
+    if record.parent:
+        result["Parents"] = [record.parent]
+    return result | {
+        "Type": record.kind,
+        "Description": record.description,
+        "InUse": record.in_use,
+        "Shared": record.shared,
+        "Size": record.size,
+        "CreatedAt": rfc3339(record.created),
+        "LastUsedAt": rfc3339(record.used) if record.used else None,
+        "UsageCount": record.uses,
+    }
 
 
 def load_id(path: Path) -> str:

@@ -26,6 +26,7 @@ from seacan.registry.client import Registries, RegistryError, Repository, Unreac
 from seacan.registry.credentials import NONE, Credentials
 from seacan.storage import digest as digests
 from seacan.storage.digest import DiffID, Digest
+from seacan.storage.threads import in_thread
 
 _READ = 1 << 20
 _REPORT_EVERY = 0.1
@@ -57,6 +58,7 @@ class Pusher:
 
         Raises in dockerd's words; the first message is out before the registry is asked.
         """
+        await report(progress.status(f"The push refers to repository [{reference.name}]"))
         tagged = self.images.tags_of(reference)
         if not tagged:
             raise NotFound(f"An image does not exist locally with the tag: {reference.familiar_name}")
@@ -72,7 +74,6 @@ class Pusher:
                     f"image with reference {tag.familiar} was found but its platform ({image.platform}) does not match "
                     f"the specified platform ({platform})"
                 )
-        await report(progress.status(f"The push refers to repository [{reference.name}]"))
         failure: SeacanError | None = None
         for repository in self.registries.repositories(reference, credentials, push=True):
             try:
@@ -242,7 +243,7 @@ class _Push:
         await self._report(progress.bar(label, "Pushing", 0, blob.size))
         with self._images.blobs.open(blob.digest) as file:
             while sent < blob.size:
-                chunk = await asyncio.to_thread(file.read, _READ)
+                chunk = await in_thread(file.read, _READ)
                 if not chunk:
                     raise System(f"blob {blob.digest} is truncated")
                 sent += len(chunk)
@@ -263,7 +264,7 @@ class _Push:
                 lease.add(writer.digest)
                 return writer.commit(), writer.size
 
-        digest, size = await asyncio.to_thread(compress)
+        digest, size = await in_thread(compress)
         return LayerBlob(digest, size, manifests.DOCKER_LAYER_GZIP)
 
 
