@@ -26,6 +26,7 @@ from seacan.storage.compression import Compression
 from seacan.storage.digest import ChainID, DiffID, Digest
 from seacan.storage.layers import Staged
 from seacan.storage.pack import PackRequest, PackResult
+from seacan.storage.threads import in_thread_until
 
 
 class NewLayer(msgspec.Struct, frozen=True):
@@ -205,7 +206,11 @@ async def _receive_layer(images: Images, body: AsyncIterator[bytes], lease: Leas
                 os.close(progress)
 
         try:
-            await asyncio.gather(asyncio.to_thread(receive), feed.fill(body))
+            for outcome in await asyncio.gather(
+                in_thread_until(feed.stop, receive), feed.fill(body), return_exceptions=True
+            ):
+                if isinstance(outcome, BaseException):
+                    raise outcome
             staged = await unpacking
         except BaseException:
             unpacking.cancel()

@@ -62,6 +62,15 @@ class Feed:
         self._loop.call_soon_threadsafe(self._room.set)
         return chunk
 
+    def stop(self) -> None:
+        """Let the thread find the end at once, whatever is still to come."""
+        self._abandoned = True
+        with self._changed:
+            self._chunks.clear()
+            self._ended = True
+            self._changed.notify()
+        self._room.set()
+
     def abandon(self) -> None:
         """The thread's way to say that it wants no more."""
         self._abandoned = True

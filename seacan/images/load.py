@@ -34,6 +34,7 @@ from seacan.storage.compression import Compression, detect, expand
 from seacan.storage.digest import ChainID, DiffID, Digest
 from seacan.storage.layers import Staged
 from seacan.storage.tar import TarEntry, TarReader
+from seacan.storage.threads import in_thread, in_thread_until
 
 _BATCH = 1 << 20
 _MEMBER_LIMIT = 100_000
@@ -75,7 +76,7 @@ class Loader:
         try:
             async with asyncio.TaskGroup() as group:
                 filling = group.create_task(feed.fill(body))
-                await asyncio.to_thread(self._spool, feed, lease)
+                await in_thread_until(feed.stop, lambda: self._spool(feed, lease))
                 await filling
             return [self._images.get(image.id) for image in await self._make_images(lease)]
         except* SeacanError as errors:
@@ -452,7 +453,7 @@ async def load_file(images: Images, path: Path) -> list[Image]:
 
     async def body() -> AsyncIterator[bytes]:
         with path.open("rb") as file:
-            while chunk := await asyncio.to_thread(file.read, _BATCH):
+            while chunk := await in_thread(file.read, _BATCH):
                 yield chunk
 
     async def silent(_: dict[str, object]) -> None:

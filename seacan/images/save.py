@@ -7,7 +7,6 @@ compressed if they came so, and a pulled image's manifest keeps its digest.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from seacan.images.store import Image, Images, LayerBlob
 from seacan.storage import digest as digests
 from seacan.storage.digest import Digest
 from seacan.storage.pack import BLOCK, header
+from seacan.storage.threads import in_thread
 
 _READ = 1 << 20
 _OCI_TYPES = {
@@ -97,7 +97,7 @@ async def save(images: Images, selected: Sequence[_Selected]) -> AsyncIterator[b
                 yield header(name, b"0", 0o644, 0, 0, size, 0)
                 left = size
                 while left:
-                    chunk = await asyncio.to_thread(file.read, min(left, _READ))
+                    chunk = await in_thread(file.read, min(left, _READ))
                     if not chunk:
                         raise System(f"blob {digest} is truncated")
                     left -= len(chunk)

@@ -74,7 +74,11 @@ class RegistryError(SeacanError):
 
 
 class Unreachable(System):
-    """No answer came: name, connection, TLS, or silence."""
+    """No answer came: name, connection, TLS, or silence. ``temporary`` once the registry had been reached."""
+
+    def __init__(self, message: str, *, temporary: bool = True) -> None:
+        super().__init__(message)
+        self.temporary = temporary
 
 
 class _User:
@@ -450,7 +454,7 @@ class Repository:
         except aiohttp.ClientConnectorError as error:
             # dockerd begins with a ping, so these are its words.
             place = f"{self.endpoint.url}/v2/" if ours else _shown(url)
-            raise Unreachable(f'Get "{place}": {_cause(error)}') from error
+            raise Unreachable(f'Get "{place}": {_cause(error)}', temporary=False) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise Unreachable(f'{method.title()} "{_shown(url)}": {_cause(error)}') from error
         return Answer(response, f'{method.title()} "{_shown(url)}"')

@@ -13,7 +13,8 @@ import errno
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -25,8 +26,11 @@ from seacan.storage import unpack
 from seacan.storage.blobs import DigestMismatch
 from seacan.storage.digest import Digest
 from seacan.storage.layers import Staged
+from seacan.storage.threads import in_thread
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _BATCH = 1 << 20
 _BACK_OFF = 5.0
@@ -119,6 +123,21 @@ class Downloads:
                 if isinstance(left, Staged) and left.path.exists():
                     self._images.layers.abandon(left)
 
+    async def retry(self, fetch: Callable[[], Awaitable[Result]]) -> Result:
+        """Fetch something small, again where that may help; who cannot be reached at all is given up at once."""
+        attempts = max(1, self._attempts())
+        for attempt in range(1, attempts + 1):
+            try:
+                return await fetch()
+            except (Unreachable, RegistryError) as error:
+                if attempt == attempts or not error.temporary:
+                    raise
+                wait = self.back_off * attempt
+                if isinstance(error, RegistryError) and error.retry_after is not None:
+                    wait = error.retry_after
+                await asyncio.sleep(wait)
+        raise AssertionError("unreachable")
+
     @contextlib.asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
         while self._running >= max(1, self._slots()):
@@ -189,8 +208,7 @@ class Downloads:
                 await self._fetch(repositories, download, partial, progress)
                 return
             except (Unreachable, RegistryError) as error:
-                temporary = error.temporary if isinstance(error, RegistryError) else True
-                if not temporary or attempt == attempts:
+                if attempt == attempts or (isinstance(error, RegistryError) and not error.temporary):
                     raise
                 wait = self.back_off * attempt
                 if isinstance(error, RegistryError) and error.retry_after is not None:
@@ -221,12 +239,12 @@ class Downloads:
                     partial.forget()
                     raise DigestMismatch(f"layer {descriptor.digest}: more than the announced {descriptor.size} bytes")
                 if gathered >= _BATCH:
-                    await asyncio.to_thread(partial.write, b"".join(parts))
+                    await in_thread(partial.write, b"".join(parts))
                     parts, gathered = [], 0
                     _announce(progress, partial.size)
                     download.tell(Progress("Downloading", partial.size, descriptor.size))
             if gathered:
-                await asyncio.to_thread(partial.write, b"".join(parts))
+                await in_thread(partial.write, b"".join(parts))
                 _announce(progress, partial.size)
                 download.tell(Progress("Downloading", partial.size, descriptor.size))
         if partial.size < descriptor.size:
@@ -262,7 +280,7 @@ class _Partial:
                 self.size += len(chunk)
 
         if length:
-            await asyncio.to_thread(read)
+            await in_thread(read)
 
     def write(self, content: bytes) -> None:
         view = memoryview(content)

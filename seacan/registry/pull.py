@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 
 from seacan.errors import InvalidParameter, NotFound, SeacanError, System
 from seacan.images import config as image_config
@@ -101,7 +102,7 @@ class _Pull:
     async def _pull(self, reference: Reference) -> tuple[Image, bool]:
         """One tag or digest; gives the image, and whether the name meant another one before."""
         wanted = reference.digest or reference.tag
-        content, _, digest = await self._repository.fetch_manifest(wanted)
+        content, _, digest = await self._downloads.retry(lambda: self._repository.fetch_manifest(wanted))
         if self._policy is not None:
             await self._policy.check(reference, digest, self._repository)
         await self._report(progress.status(f"Pulling from {reference.path}", wanted))
@@ -129,7 +130,9 @@ class _Pull:
             if isinstance(document, Manifest):
                 break
             chosen = self._choose(document, reference)
-            content, _, manifest_digest = await self._repository.fetch_manifest(chosen.digest)
+            content, _, manifest_digest = await self._downloads.retry(
+                partial(self._repository.fetch_manifest, chosen.digest)
+            )
             document = manifests.decode(content, f"manifest {manifest_digest}")
         if isinstance(document, Index):
             raise InvalidParameter(f"manifest {digest}: indexes are nested too deeply")
@@ -189,7 +192,7 @@ class _Pull:
             raise InvalidParameter(f"configuration {descriptor.digest} is larger than {DOCUMENT_LIMIT} bytes")
         with contextlib.suppress(NotFound):
             return self._images.blobs.read(descriptor.digest)
-        content = await self._repository.blob(descriptor.digest, DOCUMENT_LIMIT)
+        content = await self._downloads.retry(partial(self._repository.blob, descriptor.digest, DOCUMENT_LIMIT))
         if len(content) != descriptor.size:
             raise InvalidParameter(
                 f"configuration {descriptor.digest}: {len(content)} bytes where {descriptor.size} were announced"

@@ -137,7 +137,8 @@ def answer(
         message = b"-" + msgspec.json.encode(Failure("system", f"internal error: {traceback.format_exc()}"))
         status = 1
     view = memoryview(message)
-    while view:
-        view = view[os.write(report, view) :]
+    with contextlib.suppress(BrokenPipeError):  # whoever asked has gone
+        while view:
+            view = view[os.write(report, view) :]
     os.close(report)
     return status
