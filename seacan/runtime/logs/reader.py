@@ -46,6 +46,9 @@ class Entry(NamedTuple):
 class Format(Protocol):
     """How entries lie in a file."""
 
+    times: bool
+    """Whether anybody looks at :attr:`Entry.key`."""
+
     def decode(self, data: bytes, last: bool) -> tuple[list[Entry], int]:
         """Entries at the start of ``data``, and how many bytes they take; ``last``: nothing comes behind ``data``."""
         ...
@@ -70,6 +73,7 @@ def _stamp(nanoseconds: int) -> str:
 
 class JSONFileFormat:
     _STREAMS = {"stdout": 1, "stderr": 2}
+    times = True
 
     def __init__(self) -> None:
         self._many = msgspec.json.Decoder(Record).decode_lines
@@ -144,24 +148,55 @@ class JSONFileFormat:
 
 class LocalFormat:
     _STREAMS = {b"stdout": 1, b"stderr": 2}
+    _USUAL = {b"\x0a\x06stdout\x10": 1, b"\x0a\x06stderr\x10": 2}
+
+    def __init__(self) -> None:
+        self.times = True
+        self._times: dict[bytes, int] = {}
+        self._second = -1
+        self._text = b""
 
     def decode(self, data: bytes, last: bool) -> tuple[list[Entry], int]:
         entries: list[Entry] = []
         at, end = 0, len(data)
+        usual, times = self._USUAL, self.times
         while end - at > 8:
             size = int.from_bytes(data[at : at + 4], "big")
             if size > local.MAX_ENTRY:
                 return entries, end  # damaged: nothing tells where the next one begins
-            if at + size + 8 > end:
+            after = at + size + 8
+            if after > end:
                 break
+            # Source, a time of nine bytes, and a line up to the end is what nearly every entry is.
+            stream = usual.get(data[at + 4 : at + 13])
+            if stream and size > 19 and data[at + 22] == 0x1A and data[at + 21] < 0x80:
+                length, line = data[at + 23], at + 24
+                if length > 0x7F:
+                    length, line = (length & 0x7F) | (data[at + 24] & 0x7F) << 7, at + 25
+                    if data[at + 24] > 0x7F:
+                        length, line = length | data[at + 25] << 14, at + 26
+                if line + length == after - 4:
+                    key = self._time(data, at + 13) if times else 0
+                    entries.append(Entry(stream, key, data[line : after - 4] + b"\n", None))
+                    at = after
+                    continue
             try:
-                source, when, line, complete, attrs = local.decode(data[at + 4 : at + 4 + size])
+                source, when, text, complete, attrs = local.decode(data[at + 4 : at + 4 + size])
             except (ValueError, IndexError):
                 pass
             else:
-                entries.append(Entry(self._STREAMS.get(source, 0), when, line + b"\n" if complete else line, attrs))
-            at += size + 8
+                entries.append(Entry(self._STREAMS.get(source, 0), when, text + b"\n" if complete else text, attrs))
+            at = after
         return entries, at
+
+    def _time(self, data: bytes, at: int) -> int:
+        """The varint of nine bytes at ``at``; neighbours differ in the first byte only."""
+        rest = data[at + 1 : at + 9]
+        known = self._times.get(rest)
+        if known is None:
+            known = sum((byte & 0x7F) << 7 * number for number, byte in enumerate(rest, 1))
+            self._times = {rest: known}
+        return known | data[at] & 0x7F
 
     def tail(self, fd: int, size: int, count: int) -> tuple[int, int]:
         found, at = 0, size
@@ -181,7 +216,10 @@ class LocalFormat:
         return nanoseconds
 
     def stamp(self, key: str | int) -> bytes:
-        return _stamp(int(key)).encode()
+        second, fraction = divmod(int(key), 1_000_000_000)
+        if second != self._second:
+            self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return b"%b.%09dZ" % (self._text, fraction)
 
 
 def _format(config: LogConfig) -> Format:
@@ -398,10 +436,15 @@ class _Follower:
 
 
 async def entries(
-    config: LogConfig, options: ReadOptions, ended: asyncio.Future[object] | None = None
+    config: LogConfig, options: ReadOptions, ended: asyncio.Future[object] | None = None, *, times: bool = True
 ) -> AsyncIterator[list[Entry]]:
-    """The log's entries, some at a time, filtered by everything but stream. Raises Unsupported."""
+    """The log's entries, some at a time, filtered by everything but stream. Raises Unsupported.
+
+    ``times``: whether their keys matter.
+    """
     format = _format(config)
+    if isinstance(format, LocalFormat):
+        format.times = times or bool(options.since or options.until)
     window = _Window(options, format)
     with ExitStack() as stack:
         follower = _Follower(config.path) if options.follow else None
@@ -523,6 +566,6 @@ async def read(
 ) -> AsyncIterator[bytes]:
     """See :func:`seacan.runtime.logs.read`."""
     frame = Framer(options, _format(config))
-    async for some in entries(config, options, ended):
+    async for some in entries(config, options, ended, times=options.timestamps):
         if chunk := frame(some):
             yield chunk
