@@ -655,7 +655,7 @@ def parse_mode(text: str) -> Callable[[int], int] | None:
         match = _CLAUSE.match(part)
         if match is None:
             raise InvalidParameter(f"invalid mode {text!r}")
-        clauses.append((match[1] or "a", re.findall(r"([-+=])([rwxXst]*|[ugo])", match[2])))
+        clauses.append((match[1] or "a", re.findall(r"([-+=])([ugo]|[rwxXst]*)", match[2])))
 
     def change(mode: int) -> int:
         is_folder = stat.S_ISDIR(mode)

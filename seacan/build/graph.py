@@ -6,9 +6,10 @@ A vertex's result is a stack of layers; ``Exec`` and ``Files`` add one layer to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from seacan.errors import InvalidParameter
 from seacan.images.manifest import Platform
 
 
@@ -208,3 +209,19 @@ def walk(targets: Iterable[Vertex]) -> Iterator[Vertex]:
         seen.add(id(vertex))
         stack.append((vertex, True))
         stack.extend((each, False) for each in reversed(vertex.inputs) if id(each) not in seen)
+
+
+def check_entitlements(target: Vertex, granted: Collection[str]) -> None:
+    """Refuse steps that want more than a sandbox unless the client has asked for it: Dockerfiles come from anywhere
+    (CVE-2024-23653).
+
+    :raises InvalidParameter: in BuildKit's words.
+    """
+    for vertex in walk([target]):
+        operation = vertex.operation
+        if not isinstance(operation, Exec):
+            continue
+        if operation.network == "host" and "network.host" not in granted:
+            raise InvalidParameter("network.host is not allowed")
+        if operation.insecure:
+            raise InvalidParameter("security.insecure is not allowed")

@@ -18,7 +18,7 @@ from seacan.build.dockerfile.convert import Options, Target
 from seacan.build.dockerfile.instructions import Arg, csv_fields, parse_stages
 from seacan.build.dockerfile.lint import Checks, Finding
 from seacan.build.dockerfile.parser import Range, parse
-from seacan.build.graph import Exec, Limits, Vertex, walk
+from seacan.build.graph import Limits
 from seacan.build.ignore import clean
 from seacan.errors import InvalidParameter, SeacanError, Unsupported
 from seacan.images.manifest import Platform, parse_platform
@@ -184,21 +184,6 @@ def _ulimits(text: str) -> tuple[tuple[str, int, int], ...]:
         soft, _, hard = values.partition(":")
         limits.append((name, _integer("ulimit", soft), _integer("ulimit", hard or soft)))
     return tuple(limits)
-
-
-def check_entitlements(target: Vertex, granted: Sequence[str]) -> None:
-    """Refuse steps that want more than a sandbox unless the client has asked for it.
-
-    :raises InvalidParameter: in BuildKit's words.
-    """
-    for vertex in walk([target]):
-        operation = vertex.operation
-        if not isinstance(operation, Exec):
-            continue
-        if operation.network == "host" and "network.host" not in granted:
-            raise InvalidParameter("network.host is not allowed")
-        if operation.insecure:
-            raise InvalidParameter("security.insecure is not allowed")
 
 
 # --- answers to questions ---------------------------------------------------------------------------------------

@@ -203,22 +203,28 @@ class Connection:
         self.waiting: set[Stream] = set()
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
+        if client:
+            # Before anything else that may be sent on this connection.
+            writer.write(PREFACE)
+            self._greet()
+
+    def _greet(self) -> None:
+        settings = [(3, _STREAMS_LIMIT), (4, _WINDOW), (5, _FRAME), (6, _HEADERS_LIMIT)]
+        if self._client:
+            settings.append((2, 0))
+        self.frame(
+            _SETTINGS, 0, 0, b"".join(key.to_bytes(2, "big") + value.to_bytes(4, "big") for key, value in settings)
+        )
+        self.window_update(0, _CONNECTION_WINDOW - 65535)
 
     async def run(self) -> None:
         """Speak until the connection ends. Never raises for what the peer does."""
         reason = "the connection was closed"
         try:
-            if self._client:
-                self._writer.write(PREFACE)
-            elif await self._reader.readexactly(len(PREFACE)) != PREFACE:
-                raise ConnectionLost("the peer does not speak HTTP/2")
-            settings = b"".join(
-                key.to_bytes(2, "big") + value.to_bytes(4, "big")
-                for key, value in ((2, 0), (3, _STREAMS_LIMIT), (4, _WINDOW), (5, _FRAME), (6, _HEADERS_LIMIT))
-                if not (key == 2 and not self._client)
-            )
-            self.frame(_SETTINGS, 0, 0, settings)
-            self.window_update(0, _CONNECTION_WINDOW - 65535)
+            if not self._client:
+                if await self._reader.readexactly(len(PREFACE)) != PREFACE:
+                    raise ConnectionLost("the peer does not speak HTTP/2")
+                self._greet()
             await self._read()
         except (asyncio.IncompleteReadError, ConnectionError, OSError):
             pass

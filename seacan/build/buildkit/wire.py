@@ -128,7 +128,8 @@ class Message:
     def _take(self, described: _Field, value: int | memoryview, depth: int) -> None:
         name = described.name
         if described.key is not None:
-            assert not isinstance(value, int)
+            if isinstance(value, int):
+                raise WireError(f"field {name} is a number")
             key, each = _entry(described, value, depth)
             getattr(self, name)[key] = each
         elif described.repeated:

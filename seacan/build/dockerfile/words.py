@@ -246,6 +246,8 @@ class _Reading:
             raise WordError("syntax error: bad substitution")
         name = self.name()
         operator = self.next()
+        if not operator:
+            raise WordError("syntax error: missing '}'")
         if operator == "}":
             value = self.get(name)
             if value is None:
