@@ -370,8 +370,8 @@ class Containers:
                 raise InvalidParameter("Renaming a container with the same name as its current name")
             try:
                 new = self._claim(name, container.id)
-            except Conflict as error:
-                raise Conflict(f"Error when allocating new name: {error}") from error
+            except (Conflict, InvalidParameter) as error:
+                raise type(error)(f"Error when allocating new name: {error}") from error
             container.record.name = new
             try:
                 self.save(container)

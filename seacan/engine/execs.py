@@ -67,7 +67,7 @@ class Exec:
             "OpenStdout": self.config.attach_stdout,
             "CanRemove": False,
             "ContainerID": self.container.id,
-            "DetachKeys": base64.b64encode(self.keys).decode(),
+            "DetachKeys": base64.b64encode(self.keys if self.config.detach_keys else b"").decode(),
             "Pid": self.pid,
         }
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from seacan.engine import config as docker
 from seacan.engine.container import Container, State
-from seacan.engine.listing import mount, sizes
+from seacan.engine.listing import mount, network_settings_of, sizes
 from seacan.engine.times import rfc3339
 from seacan.errors import NotFound
 
@@ -18,7 +18,7 @@ async def inspect(engine: Engine, container: Container, *, size: bool = False) -
     """Docker's ContainerInspectResponse."""
     record = container.record
     folder = engine.containers.folder(container)
-    settings = engine.networks.settings(container.id, container.record.networks, pid=container.state.pid)
+    settings = network_settings_of(engine, container)
     host_config = docker.encode(container.host_config)
     if record.links:
         targets = ((alias, engine.containers.find(id)) for alias, id in record.links.items())

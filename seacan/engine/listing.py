@@ -86,7 +86,7 @@ def summary(engine: Engine, container: Container) -> dict[str, Any]:
             image = record.image
     except SeacanError:
         image = record.image
-    settings = engine.networks.settings(container.id, container.record.networks, pid=container.state.pid)
+    settings = network_settings_of(engine, container)
     host: dict[str, Any] = {"NetworkMode": container.host_config.network_mode}
     if container.host_config.annotations:
         host["Annotations"] = container.host_config.annotations
@@ -105,6 +105,14 @@ def summary(engine: Engine, container: Container) -> dict[str, Any]:
         "NetworkSettings": {"Networks": {name: docker.encode(s) for name, s in settings.networks.items()}},
         "Mounts": [mount(point) for point in record.mounts],
     }
+
+
+def network_settings_of(engine: Engine, container: Container) -> docker.NetworkSettings:
+    """A container's networks as they are now."""
+    state = container.state
+    return engine.networks.settings(
+        container.id, container.record.networks, pid=state.pid, started=state.started_at != 0
+    )
 
 
 def _link_names(engine: Engine, container: Container) -> list[str]:
@@ -339,7 +347,7 @@ def _images(engine: Engine, values: Sequence[str]) -> set[str]:
 
 def _on_network(engine: Engine, values: Sequence[str]) -> Test:
     def test(container: Container) -> bool:
-        networks = engine.networks.settings(container.id, container.record.networks, pid=container.state.pid).networks
+        networks = network_settings_of(engine, container).networks
         return any(
             value in networks or any(s.network_id and s.network_id.startswith(value) for s in networks.values())
             for value in values
@@ -367,7 +375,7 @@ def _with_ports(engine: Engine, publish: Sequence[str], expose: Sequence[str]) -
     published, exposed = _port_set("publish", publish), _port_set("expose", expose)
 
     def test(container: Container) -> bool:
-        settings = engine.networks.settings(container.id, container.record.networks, pid=container.state.pid)
+        settings = network_settings_of(engine, container)
         return any(
             (entry.get("PublicPort", 0), entry["Type"]) in published or (entry["PrivatePort"], entry["Type"]) in exposed
             for entry in ports(container, settings.ports)

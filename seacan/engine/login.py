@@ -11,6 +11,7 @@ import aiohttp
 
 from seacan.engine.config import Model
 from seacan.errors import InvalidParameter, System, Unauthorized
+from seacan.registry.client import cause
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -56,7 +57,7 @@ async def login(engine: Engine, config: AuthConfig) -> dict[str, str]:
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 if scheme != schemes[-1]:
                     continue
-                raise System(f'Get "{url}": {error}') from error
+                raise System(f'Get "{url}": {cause(error)}') from error
             return {"Status": "Login Succeeded", "IdentityToken": ""}
     raise AssertionError("unreachable")
 

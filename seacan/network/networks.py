@@ -99,6 +99,10 @@ class Networks:
     """
 
     def __init__(self, database: Database, options: EngineOptions, *, engine_id: str = "") -> None:
+        if not options.ip6tables and options.iptables:
+            raise InvalidParameter(
+                "ip6tables=false is only possible together with iptables=false: our rules are for both"
+            )
         self._db = database
         self._options = options
         self._db.migrate("network", (*ipam.SCHEMA, *_STATE))
@@ -145,7 +149,9 @@ class Networks:
         """
         self._links = Links()
         self._cleaner = Links()
-        self._firewall = Firewall(nftables.open_socket())
+        self._firewall = Firewall(
+            nftables.open_socket(), enabled=self._options.iptables, direct=self._options.allow_direct_routing
+        )
         for (text,) in self._db.execute("SELECT spec FROM network").fetchall():
             self._know(msgspec.json.decode(text, type=NetworkSpec))
         for (text,) in self._db.execute("SELECT data FROM network_endpoint ORDER BY created").fetchall():
@@ -423,7 +429,7 @@ class Networks:
                     await self._restate()
                 undo.push_async_callback(self._withdraw, spec)
                 await self._run(links.ensure, spec)
-                await self._change(add=network_entries(spec))
+                await self._change(add=network_entries(spec, direct=self._options.allow_direct_routing))
             undo.pop_all()
         return spec
 
@@ -482,7 +488,7 @@ class Networks:
             self._db.execute("DELETE FROM network WHERE id = ?", (spec.id,))
         self._unknow(spec)
         if not spec.config_only:
-            await self._change(remove=network_entries(spec))
+            await self._change(remove=network_entries(spec, direct=self._options.allow_direct_routing))
             await self._withdraw(spec)
 
     async def _predefine(self) -> None:
@@ -744,7 +750,7 @@ class Networks:
             request.publish_all,
             default_ipv4=default,
             ipv4=4 in providers,
-            ipv6=self._ipv6_host,
+            ipv6=self._ipv6_host and (6 in providers or self._options.userland_proxy),
         )
         first = next(iter(providers.values()))
         targets = {
@@ -954,12 +960,15 @@ class Networks:
         self._relay(attachment)
 
     def _relay(self, attachment: _Attachment) -> None:
-        """Answer on those IPv6 ports of the host whose container has only IPv4 addresses, and on no others."""
+        """Answer on those IPv6 ports of the host whose container has only IPv4 addresses, and on no others; without
+        firewall rules (``--iptables=false``), on all of them."""
+        options = self._options
         wanted = {
             place(port): (endpoint.address4, port.port)
             for endpoint in attachment.endpoints
             for port in endpoint.ports
-            if port.version == 6 and not endpoint.address6 and endpoint.address4 and port.protocol in ("tcp", "udp")
+            if endpoint.address4 and port.host_port and port.protocol in ("tcp", "udp") and options.userland_proxy
+            if not options.iptables or (port.version == 6 and not endpoint.address6)
         }
         for where, relay in list(attachment.relays.items()):
             if wanted.get(where) != relay.target:
@@ -1090,9 +1099,19 @@ class Networks:
 
     # --- what is told of a container -------------------------------------------------------------------------------
 
-    def settings(self, container: str, configured: Mapping[str, EndpointSettings], *, pid: int = 0) -> NetworkSettings:
-        """Docker's NetworkSettings: ``configured`` is what was asked of each network, ``pid`` of init if it runs."""
-        named = {(spec.name if (spec := self.find(name)) else name): asked for name, asked in configured.items()}
+    def settings(
+        self, container: str, configured: Mapping[str, EndpointSettings], *, pid: int = 0, started: bool = False
+    ) -> NetworkSettings:
+        """Docker's NetworkSettings: ``configured`` is what was asked of each network, ``pid`` of init if it runs.
+
+        Whoever has ``started`` once goes on to name the networks' IDs.
+        """
+        named = {}
+        for name, asked in configured.items():
+            spec = self.find(name)
+            if spec is not None and started and not asked.network_id:
+                asked = msgspec.structs.replace(asked, network_id=spec.id)
+            named[spec.name if spec is not None else name] = asked
         return endpoints_.network_settings(self.endpoints_of(container), named, bridge=self._options.bridge, pid=pid)
 
     def published(self, container: str) -> list[PublishedPort]:

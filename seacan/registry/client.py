@@ -174,7 +174,7 @@ class Answer:
                     window, since = 0, now
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            raise Unreachable(f"{self._what}: {_cause(error)}") from error
+            raise Unreachable(f"{self._what}: {cause(error)}") from error
 
     async def read(self, limit: int) -> bytes:
         """The whole body, which must not exceed ``limit`` bytes."""
@@ -454,9 +454,9 @@ class Repository:
         except aiohttp.ClientConnectorError as error:
             # dockerd begins with a ping, so these are its words.
             place = f"{self.endpoint.url}/v2/" if ours else _shown(url)
-            raise Unreachable(f'Get "{place}": {_cause(error)}', temporary=False) from error
+            raise Unreachable(f'Get "{place}": {cause(error)}', temporary=False) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise Unreachable(f'{method.title()} "{_shown(url)}": {_cause(error)}') from error
+            raise Unreachable(f'{method.title()} "{_shown(url)}": {cause(error)}') from error
         return Answer(response, f'{method.title()} "{_shown(url)}"')
 
     async def _refuse(self, method: str, url: str, answer: Answer, ours: bool) -> None:
@@ -632,7 +632,7 @@ def _shown(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}"
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """In the words of Go's network errors, where there are such."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"tls: failed to verify certificate: {error.certificate_error}"
