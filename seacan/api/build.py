@@ -350,7 +350,14 @@ class _ClassicBuild:
             return known.get("https://index.docker.io/v1/" if host == "docker.io" else host, NONE)
 
         request = Request(
-            dockerfile, asked.options, asked.names, asked.squash, asked.pull, filename, credentials=credentials
+            dockerfile,
+            asked.options,
+            asked.names,
+            asked.squash,
+            asked.pull,
+            filename,
+            credentials=credentials,
+            entitlements=["network.host"] if asked.options.network == "host" else [],
         )
         converted = await self.builds.convert(request)
         for finding in converted.findings:

@@ -664,12 +664,12 @@ class BuildKit:
             contexts=named,
             credentials=job.session.credentials,
             looking_up=_looking_up(job.recorder),
+            entitlements=job.request.entitlements,
         )
         source = frontend.SourceText(settings.filename, loaded.dockerfile)
         try:
             converted = await self.builds.convert(request)
             self._warn(job, loaded.vertex, source, converted)
-            frontend.check_entitlements(converted.vertex, job.request.entitlements)
             session = _WithContext(job.session, settings.context_key, loaded.context)
             outcome, lease = await self.builds.build(request, session, job.recorder, converted=converted)
         except SeacanError as error:

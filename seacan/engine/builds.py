@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from seacan.build.buildkit import sync
 from seacan.build.buildkit.rpc import Conversation
 from seacan.build.cache import BuildCache, Layer
 from seacan.build.dockerfile.convert import Converted, NamedContext, Options, ResolvedImage, convert
-from seacan.build.graph import Exec
+from seacan.build.graph import Exec, check_entitlements
 from seacan.build.nursery import Nursery
 from seacan.build.progress import Progress
 from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, SandboxMount, Session, Solver
@@ -82,6 +82,8 @@ class Request:
     """What to tell a registry, by its host."""
     looking_up: Callable[[str], contextlib.AbstractContextManager[None]] = lambda _reference: contextlib.nullcontext()
     """Entered while a base image is looked up, for progress."""
+    entitlements: Collection[str] = ()
+    """What the client allows steps beyond a sandbox: ``network.host``."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Builds:
         ``follow`` is told when it begins; ``finish`` is awaited at its end, also when it fails.
         """
         converted = converted or await self.convert(request)
+        check_entitlements(converted.vertex, request.entitlements)
         lease = Lease(self.engine.images._leases)
         try:
             if converted.base is not None:
