@@ -289,8 +289,11 @@ def _bridge_rules() -> Batch:
 # --- the elements --------------------------------------------------------------------------------------------------
 
 
-def network_entries(spec: NetworkSpec) -> list[Entry]:
-    """The elements a network needs, apart from its containers."""
+def network_entries(spec: NetworkSpec, *, direct: bool = False) -> list[Entry]:
+    """The elements a network needs, apart from its containers.
+
+    ``direct`` lets other hosts route to containers' addresses past published ports (``--allow-direct-routing``).
+    """
     if spec.driver not in ("bridge", "routed") or spec.config_only:
         return []
     number = nft.group(interface_group(spec.number))
@@ -310,16 +313,18 @@ def network_entries(spec: NetworkSpec) -> list[Entry]:
         for name in filter(None, spec.options.get(TRUSTED_INTERFACES, "").split(":"))
     ]
     for version in (4, 6):
-        entries += _family_entries(spec, version, number)
+        entries += _family_entries(spec, version, number, direct)
     return entries
 
 
-def _family_entries(spec: NetworkSpec, version: int, number: bytes) -> list[Entry]:
+def _family_entries(spec: NetworkSpec, version: int, number: bytes, direct: bool) -> list[Entry]:
     pools = spec.pools_of(version)
     if not pools:
         return []
     mode = "isolated" if spec.internal else spec.gateway_mode(version)
-    chain = {"nat": "to-nat", "nat-unprotected": "to-open", "routed": "to-routed"}.get(mode, "to-none")
+    chain = {"nat": "to-open" if direct else "to-nat", "nat-unprotected": "to-open", "routed": "to-routed"}.get(
+        mode, "to-none"
+    )
     entries = [Entry(INET, f"to{version}", Element(number, code=nft.NFT_GOTO, chain=chain))]
     gateway = spec.gateway(version)
     if gateway is not None and mode != "isolated":
@@ -425,8 +430,11 @@ def link_entries(source: str, target: str, exposed: Iterable[str]) -> list[Entry
 class Firewall:
     """Our tables in the network namespace that ``sock`` was opened in. Synchronous; from one thread."""
 
-    def __init__(self, sock: NetlinkSocket) -> None:
+    def __init__(self, sock: NetlinkSocket, *, enabled: bool = True, direct: bool = False) -> None:
+        """``enabled`` false: there are to be no rules (``--iptables=false``); ``direct`` as in :func:`network_entries`."""
         self.socket = sock
+        self.enabled = enabled
+        self.direct = direct
 
     def restate(
         self,
@@ -437,12 +445,15 @@ class Firewall:
         forwarding_is_ours: Collection[int] = (),
     ) -> None:
         """Rules and every element anew, in one transaction: no packet meets a half-made table."""
+        if not self.enabled:
+            self.delete()
+            return
         inet, bridge = rules(forwarding_is_ours=forwarding_is_ours)
         for name, *_ in _SETS:
             inet.flush_set(name)
         for name, *_ in _BRIDGE_SETS:
             bridge.flush_set(name)
-        entries = [entry for spec in networks.values() for entry in network_entries(spec)]
+        entries = [entry for spec in networks.values() for entry in network_entries(spec, direct=self.direct)]
         for endpoint in endpoints:
             spec = networks.get(endpoint.network)
             if spec is not None:
@@ -457,6 +468,8 @@ class Firewall:
         Raises:
             NetlinkError: nothing changed. ENOENT: something to be removed was not there (see :meth:`restate`).
         """
+        if not self.enabled:
+            return
         inet, bridge = Batch(INET, TABLE), Batch(BRIDGE, TABLE)
         _append(inet, bridge, remove, delete=True)
         _append(inet, bridge, add, delete=False)
