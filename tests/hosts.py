@@ -129,7 +129,10 @@ class Daemon:
                 stderr=log,
                 cwd=REPOSITORY,
                 preexec_fn=_die_with_parent,
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                env={
+                    **{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
+                    "PYTHONPATH": str(REPOSITORY),
+                },
             )
         if wait:
             self.wait_ready()
