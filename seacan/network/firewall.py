@@ -431,7 +431,7 @@ class Firewall:
     """Our tables in the network namespace that ``sock`` was opened in. Synchronous; from one thread."""
 
     def __init__(self, sock: NetlinkSocket, *, enabled: bool = True, direct: bool = False) -> None:
-        """``enabled`` false: there are to be no rules (``--iptables=false``); ``direct`` as in :func:`network_entries`."""
+        """``enabled`` false: there are to be no rules (``--iptables=false``). ``direct`` as in network_entries."""
         self.socket = sock
         self.enabled = enabled
         self.direct = direct

@@ -12,6 +12,22 @@ from seacan.network import doctor, files
 _SYSCTL = Path("/proc/sys/net")
 
 
+def claim() -> socket.socket | None:
+    """Say that this network namespace is ours to manage, for as long as the socket is open; None if it is another's.
+
+    Names of abstract sockets belong to the namespace, and go with the process.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind("\0seacan-network")
+    except OSError as error:
+        sock.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None
+    return sock
+
+
 def forwards(version: int) -> bool:
     """Whether the host forwards packets of an IP version; true for a version it does not have."""
     path = _SYSCTL / ("ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding")

@@ -121,6 +121,7 @@ class Networks:
         self._firewall: Firewall | None = None
         self._resolver = Resolver(self._upstream_servers)
         self._creating = asyncio.Lock()
+        self._claim: socket.socket | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._forwarding_is_ours: frozenset[int] = frozenset()
         """The IP versions that the host forwards only because we made it."""
@@ -147,6 +148,11 @@ class Networks:
 
         A network whose interface cannot be made is logged and stays without it; its containers then cannot start.
         """
+        self._claim = host.claim()
+        if self._claim is None:
+            log.warning(
+                "another engine manages networks on this host: they will spoil each other's rules and addresses"
+            )
         self._links = Links()
         self._cleaner = Links()
         self._firewall = Firewall(
@@ -191,6 +197,8 @@ class Networks:
         for links in (self._links, self._cleaner):
             if links is not None:
                 links.close()
+        if self._claim is not None:
+            self._claim.close()
 
     async def recover(self, live: Collection[str] | Mapping[str, DescriptorStore | None]) -> None:
         """Compare what is recorded with what lives: ``live`` has the ids of the containers that still run, with
