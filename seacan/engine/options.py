@@ -50,7 +50,7 @@ class EngineOptions(msgspec.Struct, kw_only=True):
     runtimes: dict[str, RuntimeOption] = {}
     # networks
     bridge: str = ""
-    """Name of an existing bridge for the default network, "none" for no default network; empty: we make docker0."""
+    """Name of an existing bridge for the default network, "none" for no default network; empty: we make seacan0."""
     bip: str = ""
     bip6: str = ""
     fixed_cidr: str = ""
