@@ -267,15 +267,17 @@ class Containers:
         """Turn ``container:<name>`` modes into ``container:<id>``: the name may go to another container.
 
         Raises:
-            NotFound: there is no such container. For a network that may come later, at the start.
+            InvalidParameter: there is no such container. One whose network is joined may come later, until the start.
         """
         for kind in ("network_mode", "ipc_mode", "pid_mode"):
             scheme, colon, name = getattr(host_config, kind).partition(":")
             if scheme != "container" or not colon:
                 continue
-            other = self.find(name) if kind == "network_mode" else self.get(name)
+            other = self.find(name)
             if other is not None:
                 setattr(host_config, kind, f"container:{other.id}")
+            elif kind != "network_mode":
+                raise InvalidParameter(f"No such container: {name}")
 
     @staticmethod
     def _set_masks(host_config: HostConfig) -> None:

@@ -15,6 +15,7 @@ from seacan.errors import InvalidParameter, NotFound, SeacanError
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
+    from seacan.network.model import NetworkSettings
 
 _FILTERS = frozenset(
     {
@@ -107,7 +108,7 @@ def summary(engine: Engine, container: Container) -> dict[str, Any]:
     }
 
 
-def network_settings_of(engine: Engine, container: Container) -> docker.NetworkSettings:
+def network_settings_of(engine: Engine, container: Container) -> NetworkSettings:
     """A container's networks as they are now."""
     state = container.state
     return engine.networks.settings(

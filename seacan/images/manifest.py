@@ -119,7 +119,7 @@ class Manifest(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True, 
 
 
 class Index(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True, kw_only=True):
-    schema_version: int = 2
+    schema_version: int
     media_type: str = ""
     artifact_type: str | None = None
     manifests: list[Descriptor] = []
@@ -145,7 +145,7 @@ def decode(content: bytes, what: str) -> Manifest | Index:
         raise InvalidParameter(f"{what} is both a manifest and an index")
     try:
         if "manifests" in document or document.get("mediaType") in INDEX_TYPES:
-            index = msgspec.convert(document, Index)
+            index = msgspec.convert({"schemaVersion": 2} | document, Index)
             _check(index.manifests, what, _INDEX_LIMIT)
             if index.media_type and index.media_type not in INDEX_TYPES:
                 raise InvalidParameter(f"{what}: an index cannot have media type {index.media_type[:100]!r}")
