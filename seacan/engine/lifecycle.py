@@ -183,7 +183,11 @@ class Lifecycle:
         record, options = container.record, engine.options
         folder = engine.containers.folder(container)
         if record.host_config.network_mode.startswith("container:"):
-            folder = engine.containers.folder(self._joined(record.host_config.network_mode, "network"))
+            donor = self._joined(record.host_config.network_mode, "network")
+            folder = engine.containers.folder(donor)
+            if (record.config.hostname, record.config.domainname) != (donor.config.hostname, donor.config.domainname):
+                record.config.hostname, record.config.domainname = donor.config.hostname, donor.config.domainname
+                engine.containers.save(container)
         else:
             for name in NAME_FILES:
                 os.close(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
