@@ -475,11 +475,37 @@ def bootstrap(client: Client, arguments: list[str], *, output: str) -> None:
                 load_archive(client, file)
 
 
+# --- copy ----------------------------------------------------------------------------------------------------------
+
+
+@command("copy", "SOURCE DESTINATION", least=2, most=2)
+@flag("insecure", "Registry to reach without TLS verification", many=True)
+def copy_(client: Client, arguments: list[str], *, insecure: list[str]) -> None:
+    """Copy an image between registries, OCI layouts and archives, without unpacking it
+
+    A place is NAME[:TAG|@DIGEST] in a registry, oci:FOLDER[:TAG], or archive:FILE[:TAG]. No daemon is asked.
+    """
+    import asyncio
+
+    from seacan.registry.copy import copy
+    from seacan.registry.credentials import decode_header
+
+    def credentials(domain: str) -> Any:
+        return decode_header(registry_auth(f"{domain}/" if domain != "docker.io" else ""))
+
+    source, destination = arguments
+    digest = asyncio.run(
+        copy(source, destination, credentials=credentials, insecure=insecure, tell=lambda text: print(text))
+    )
+    print(digest)
+
+
 # --- the noun ------------------------------------------------------------------------------------------------------
 
 _HERE = "seacan.cli.image"
 VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "bootstrap": (f"{_HERE}:bootstrap", "Make base images from the distribution's packages"),
+    "copy": (f"{_HERE}:copy_", "Copy an image between registries, OCI layouts and archives"),
     "history": (f"{_HERE}:history", "Show the history of an image"),
     "import": (f"{_HERE}:import_", "Import the contents from a tarball to create a filesystem image"),
     "inspect": (f"{_HERE}:inspect", "Display detailed information on one or more images"),

@@ -22,6 +22,7 @@ from seacan.images.store import Image, Images, LayerBlob, Lease
 from seacan.registry.client import Registries, RegistryError, Repository, Unreachable
 from seacan.registry.credentials import NONE, Credentials
 from seacan.registry.downloads import Download, Downloads, Progress
+from seacan.registry.group import Group
 from seacan.registry.trust import Policy
 from seacan.storage import digest as digests
 from seacan.storage.blobs import DOCUMENT_LIMIT
@@ -226,7 +227,7 @@ class _Pull:
                 downloads.append(
                     await open_downloads.enter_async_context(self._downloads.fetch([self._repository], layer))
                 )
-            async with _Group() as group:
+            async with Group() as group:
                 for layer, download in zip(layers, downloads, strict=True):
                     if download is not None:
                         group.create_task(self._follow(short_id(layer.digest), download))
@@ -259,19 +260,6 @@ class _Pull:
     async def _unpack_again(self, digest: Digest) -> Staged:
         with self._images.blobs.open(digest) as file:
             return await self._images.layers.unpack(file.fileno(), f"layer {digest}")
-
-
-class _Group(asyncio.TaskGroup):
-    """A task group that raises the error itself rather than a group of one."""
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            await super().__aexit__(kind, error, trace)  # type: ignore[arg-type]
-        except BaseExceptionGroup as group:
-            first: BaseException = group
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
 
 
 def _message(id: str, state: Progress) -> dict[str, object]:

@@ -24,6 +24,7 @@ from seacan.images.reference import Reference
 from seacan.images.store import Image, Images, LayerBlob, Lease
 from seacan.registry.client import Registries, RegistryError, Repository, Unreachable
 from seacan.registry.credentials import NONE, Credentials
+from seacan.registry.group import Group
 from seacan.storage import digest as digests
 from seacan.storage.digest import DiffID, Digest
 from seacan.storage.threads import in_thread
@@ -105,17 +106,11 @@ class _Push:
             slots = asyncio.Semaphore(max(1, self._pusher.slots()))
             for diff_id in list(reversed(diff_ids))[self._pusher.slots() :]:
                 await self._report(progress.step(short_id(diff_id), "Waiting"))
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(self._push_layer(diff_id, blob, slots, lease))
-                        for diff_id, blob in reversed(list(zip(diff_ids, blobs, strict=True)))
-                    ]
-            except BaseExceptionGroup as failures:
-                first: BaseException = failures
-                while isinstance(first, BaseExceptionGroup):
-                    first = first.exceptions[0]
-                raise first from None
+            async with Group() as group:
+                tasks = [
+                    group.create_task(self._push_layer(diff_id, blob, slots, lease))
+                    for diff_id, blob in reversed(list(zip(diff_ids, blobs, strict=True)))
+                ]
             layers = [task.result() for task in reversed(tasks)]
             config = self._images.blobs.read(id)
             await self._push_config(id, config)

@@ -1,0 +1,364 @@
+"""``seacan image copy``: images between registries, OCI layouts and archives, without a daemon and without unpacking.
+
+A place is ``NAME[:TAG|@DIGEST]`` (a registry), ``oci:FOLDER[:TAG]`` (an OCI layout), or ``archive:FILE[:TAG]`` (the
+same in a tar, which is also what ``docker save`` writes). Everything below the named manifest goes along byte for byte:
+all platforms of an index, its attestations, artifacts of any type. Every byte is verified on the way; what the
+destination has is not sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import tarfile
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from seacan.errors import InvalidParameter, NotFound, System
+from seacan.images import manifest as manifests
+from seacan.images import reference as references
+from seacan.images.manifest import Descriptor, Index
+from seacan.registry.client import Registries, RegistryError, Repository, Unreachable
+from seacan.registry.credentials import Credentials
+from seacan.registry.endpoints import Settings
+from seacan.registry.group import Group
+from seacan.storage import digest as digests
+from seacan.storage.blobs import DOCUMENT_LIMIT, DigestMismatch
+from seacan.storage.digest import Digest
+from seacan.storage.threads import in_thread
+
+_AT_ONCE = 4
+_READ = 1 << 20
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+Tell = Callable[[str], None]
+"""Hears of each step, in words."""
+
+
+class Place(Protocol):
+    """Where images are: one repository, or one layout."""
+
+    async def manifest(self, reference: str) -> tuple[bytes, str]:
+        """Bytes and media type of a manifest by tag or digest; "" is the only one there, or ``latest``."""
+
+    def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]: ...
+
+    async def has_blob(self, digest: Digest) -> bool: ...
+
+    async def put_blob(self, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]) -> None: ...
+
+    async def put_manifest(self, reference: str, media_type: str, content: bytes) -> None: ...
+
+    async def finish(self) -> None: ...
+
+
+async def copy(
+    source: str,
+    destination: str,
+    *,
+    credentials: Callable[[str], Credentials],
+    insecure: list[str] | None = None,
+    tell: Tell = lambda _text: None,
+) -> Digest:
+    """Copy an image; gives its digest. ``credentials`` are asked for by a registry's domain.
+
+    Raises what the places raise, with their names; a copy that failed can be repeated and goes on where it was.
+    """
+    settings = Settings(insecure=insecure or [])
+    registries = Registries(lambda: settings)
+    async with contextlib.AsyncExitStack() as undo:
+        undo.push_async_callback(registries.close)
+        origin, name = await _open(source, registries, credentials, undo, write=False)
+        target, wanted = await _open(destination, registries, credentials, undo, write=True)
+        content, media_type = await origin.manifest(name)
+        digest = digests.of(content)
+        if digests.is_digest(wanted) and wanted != digest:
+            raise InvalidParameter(f"{source} has digest {digest} and not that of {destination}")
+        await _Copy(origin, target, tell).tree(content, media_type, wanted or name or digest, 0)
+        await target.finish()
+        return digest
+
+
+class _Copy:
+    def __init__(self, origin: Place, target: Place, tell: Tell) -> None:
+        self._origin = origin
+        self._target = target
+        self._tell = tell
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._done: set[Digest] = set()
+
+    async def tree(self, content: bytes, media_type: str, reference: str, depth: int) -> None:
+        """A manifest and all below it, the lowest first: a registry refuses what refers to nothing."""
+        if depth > 4:
+            raise InvalidParameter("indexes are nested too deeply")
+        document = manifests.decode(content, f"manifest {digests.of(content)}")
+        if isinstance(document, Index):
+            for child in document.manifests:
+                inner, inner_type = await self._origin.manifest(child.digest)
+                if digests.of(inner) != child.digest:
+                    raise DigestMismatch(f"manifest verification failed for digest {child.digest}")
+                await self.tree(inner, child.media_type or inner_type, child.digest, depth + 1)
+        else:
+            async with Group() as group:
+                for blob in {blob.digest: blob for blob in (document.config, *document.layers)}.values():
+                    group.create_task(self._blob(blob))
+        await self._target.put_manifest(reference, document.media_type or media_type, content)
+        self._tell(f"manifest {digests.of(content)}")
+
+    async def _blob(self, descriptor: Descriptor) -> None:
+        async with self._slots:
+            if descriptor.digest in self._done:
+                return
+            self._done.add(descriptor.digest)
+            if await self._target.has_blob(descriptor.digest):
+                self._tell(f"blob {descriptor.digest} is there already")
+                return
+            await self._target.put_blob(descriptor, lambda: _verified(descriptor, self._origin.blob(descriptor)))
+            self._tell(f"blob {descriptor.digest} ({descriptor.size} bytes)")
+
+
+async def _verified(descriptor: Descriptor, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes; raises before the last piece is passed on if they are not what the descriptor says."""
+    checksum = hashlib.sha256()
+    size = 0
+    held = b""
+    async for chunk in body:
+        size += len(chunk)
+        if size > descriptor.size:
+            raise DigestMismatch(f"blob {descriptor.digest}: more than the announced {descriptor.size} bytes")
+        checksum.update(chunk)
+        if held:
+            yield held
+        held = chunk
+    if size != descriptor.size or "sha256:" + checksum.hexdigest() != descriptor.digest:
+        raise DigestMismatch(f"blob verification failed for digest {descriptor.digest}")
+    if held:
+        yield held
+
+
+async def _open(
+    name: str,
+    registries: Registries,
+    credentials: Callable[[str], Credentials],
+    undo: contextlib.AsyncExitStack,
+    *,
+    write: bool,
+) -> tuple[Place, str]:
+    kind, _, rest = name.partition(":")
+    if kind in ("oci", "archive"):
+        path, tag = _split_path(rest)
+        if kind == "oci":
+            return _Layout(path, write=write), tag
+        scratch = Path(
+            undo.enter_context(tempfile.TemporaryDirectory(prefix="seacan-copy-", dir=path.resolve().parent))
+        )
+        if not write:
+            await in_thread(_extract, path, scratch)
+        return _Archive(path, scratch, write=write), tag
+    reference = references.parse(name.removeprefix("docker://"))
+    repositories = registries.repositories(reference, credentials(reference.domain), push=write)
+    failure: Unreachable | None = None
+    for repository in repositories:
+        try:
+            await repository.ping()
+        except Unreachable as error:
+            failure = failure or error
+            continue
+        return _Registry(repository), reference.digest or reference.with_default_tag().tag
+    assert failure is not None
+    raise failure
+
+
+def _split_path(text: str) -> tuple[Path, str]:
+    """``FOLDER[:TAG]``; raises :class:`InvalidParameter` for none."""
+    path, colon, tag = text.rpartition(":")
+    if not colon or "/" in tag:
+        path, tag = text, ""
+    if not path:
+        raise InvalidParameter("oci: and archive: need a path")
+    return Path(path), tag
+
+
+class _Registry:
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    async def manifest(self, reference: str) -> tuple[bytes, str]:
+        content, media_type, _ = await self._repository.fetch_manifest(reference)
+        return content, media_type
+
+    async def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
+        async with await self._repository.open_blob(descriptor.digest) as answer:
+            async for chunk in answer.chunks():
+                yield chunk
+
+    async def has_blob(self, digest: Digest) -> bool:
+        return await self._repository.has_blob(digest)
+
+    async def put_blob(self, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]) -> None:
+        location = await self._repository.start_upload()
+        try:
+            await self._repository.upload(location, descriptor.digest, descriptor.size, body)
+        except RegistryError as error:
+            if error.answer not in (404, 405, 411, 413, 416):
+                raise
+            location = await self._repository.start_upload()
+            await self._repository.upload_chunks(location, descriptor.digest, body())
+
+    async def put_manifest(self, reference: str, media_type: str, content: bytes) -> None:
+        await self._repository.put_manifest(reference, media_type, content)
+
+    async def finish(self) -> None:
+        return None
+
+
+class _Layout:
+    """An OCI layout in a folder (https://github.com/opencontainers/image-spec/blob/main/image-layout.md)."""
+
+    def __init__(self, folder: Path, *, write: bool) -> None:
+        self._folder = folder
+        self._blobs = folder / "blobs/sha256"
+        self._index = Index(schema_version=2, media_type=manifests.OCI_INDEX)
+        if write:
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            (folder / "oci-layout").write_bytes(_LAYOUT)
+        if not write or (folder / "index.json").exists():
+            try:
+                document = manifests.decode((folder / "index.json").read_bytes(), f"{folder}/index.json")
+            except FileNotFoundError:
+                raise NotFound(f"{folder} is no OCI layout: it has no index.json") from None
+            if not isinstance(document, Index):
+                raise InvalidParameter(f"{folder}/index.json is not an image index")
+            self._index = document
+
+    async def manifest(self, reference: str) -> tuple[bytes, str]:
+        if digests.is_digest(reference):
+            return self._read(Digest(reference)), ""
+        named = [item for item in self._index.manifests if not reference or _tag(item) == reference]
+        if len({item.digest for item in named}) != 1:
+            problem = "has no" if not named else "has more than one"
+            raise NotFound(f"{self._folder} {problem} image{f' tagged {reference}' if reference else ''}")
+        return self._read(named[0].digest), named[0].media_type
+
+    def _read(self, digest: Digest) -> bytes:
+        path = self._blobs / digests.hexadecimal(digest)
+        try:
+            with path.open("rb") as file:
+                content = file.read(DOCUMENT_LIMIT + 1)
+        except FileNotFoundError:
+            raise NotFound(f"{self._folder} has no blob {digest}") from None
+        if digests.of(content) != digest:
+            raise DigestMismatch(f"{path} is not what its name says")
+        return content
+
+    async def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
+        try:
+            file = (self._blobs / digests.hexadecimal(descriptor.digest)).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"{self._folder} has no blob {descriptor.digest}") from None
+        with file:
+            while chunk := await in_thread(file.read, _READ):
+                yield chunk
+
+    async def has_blob(self, digest: Digest) -> bool:
+        return (self._blobs / digests.hexadecimal(digest)).exists()
+
+    async def put_blob(self, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]) -> None:
+        path = self._blobs / digests.hexadecimal(descriptor.digest)
+        building = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with building.open("wb") as file:
+                async for chunk in body():
+                    await in_thread(file.write, chunk)
+            building.rename(path)
+        finally:
+            building.unlink(missing_ok=True)
+
+    async def put_manifest(self, reference: str, media_type: str, content: bytes) -> None:
+        digest = digests.of(content)
+        path = self._blobs / digests.hexadecimal(digest)
+        building = path.with_name(f".{path.name}.{os.getpid()}")
+        building.write_bytes(content)
+        building.rename(path)
+        if digests.is_digest(reference):
+            if reference != digest:
+                raise System(f"manifest {digest} cannot be stored as {reference}")
+            return
+        others = [item for item in self._index.manifests if _tag(item) != reference]
+        named = Descriptor(
+            media_type=media_type,
+            digest=digest,
+            size=len(content),
+            annotations={"org.opencontainers.image.ref.name": reference},
+        )
+        self._index = msgspec.structs.replace(self._index, manifests=[*others, named])
+
+    async def finish(self) -> None:
+        building = self._folder / f".index.json.{os.getpid()}"
+        building.write_bytes(msgspec.json.encode(self._index))
+        building.rename(self._folder / "index.json")
+
+
+class _Archive(_Layout):
+    """An OCI layout in a tar file, unpacked beside it for as long as it is used."""
+
+    def __init__(self, path: Path, scratch: Path, *, write: bool) -> None:
+        super().__init__(scratch, write=write)
+        self._path = path
+
+    async def finish(self) -> None:
+        await super().finish()
+        building = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            await in_thread(_pack, self._folder, building)
+            building.rename(self._path)
+        finally:
+            building.unlink(missing_ok=True)
+
+
+def _extract(path: Path, folder: Path) -> None:
+    """Only what a layout consists of, by names that are known to be harmless."""
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                blob = name.removeprefix("blobs/sha256/")
+                if not member.isfile() or not (
+                    name in ("index.json", "oci-layout") or (digests.is_digest(f"sha256:{blob}") and blob != name)
+                ):
+                    continue
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                content = archive.extractfile(member)
+                assert content is not None
+                with target.open("wb") as file:
+                    while chunk := content.read(_READ):
+                        file.write(chunk)
+    except (tarfile.TarError, EOFError) as error:
+        raise InvalidParameter(f"archive {path}: {error}") from error
+    except FileNotFoundError:
+        raise NotFound(f"archive {path} does not exist") from None
+
+
+def _pack(folder: Path, path: Path) -> None:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name in (
+            "oci-layout",
+            "index.json",
+            *sorted(f"blobs/sha256/{blob}" for blob in os.listdir(folder / "blobs/sha256")),
+        ):
+            info = tarfile.TarInfo(name)
+            with (folder / name).open("rb") as file:
+                info.size, info.mode = os.fstat(file.fileno()).st_size, 0o644
+                archive.addfile(info, file)
+
+
+def _tag(descriptor: Descriptor) -> str:
+    name = (descriptor.annotations or {}).get("org.opencontainers.image.ref.name", "")
+    return name.rpartition(":")[2] if "/" in name else name
