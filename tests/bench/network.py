@@ -386,6 +386,7 @@ async def _routed_async(folder: Path) -> list[Row]:
                 endpoints = await networks.allocate(_identity(number), {"wide": EndpointSettings()}, PortRequest())
                 await networks.join(endpoints, space)
                 times.append((time.perf_counter() - begin) * 1000)
+                space.links.close()  # descriptors are scarce here
                 addresses.append(endpoints[0].address4)
             reached = _sweep(host, addresses)
         finally:

@@ -6,6 +6,8 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
+import pytest
+
 from seacan.engine.config import EndpointSettings
 from seacan.linux import nftables as nft
 from seacan.linux import rtnetlink as rt
@@ -226,3 +228,44 @@ async def test_links_and_own_dns_servers_outlive_the_daemon(host: Space, start: 
     second = await start(icc=False)
     await second.recover([identifier("db"), identifier("app")])
     assert app.reaches(server, endpoint.address4, 80)
+
+
+async def test_a_container_reaches_its_own_port_where_bridged_packets_pass_a_foreign_firewall(
+    host: Space, start: Start, run: Run
+) -> None:
+    switch = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+    try:
+        host.write(switch, "1")
+    except FileNotFoundError:
+        pytest.skip("this kernel has no br_netfilter loaded")
+    with nft.open_socket() as sock:
+        batch = nft.Batch(nft.NFPROTO_INET, "foreign")
+        batch.add_table()
+        batch.add_chain("forward", "filter", "forward", 0)
+        nft.commit(sock, [batch])
+    networks = await start()
+    host.write(switch, "1")
+    networks._kernel_links.hairpin = True  # the fixture's first daemon came before the foreign rules
+    space, _ = await run("one", ports={"80/tcp": [("", "8080")]}, on=networks)
+    other, _ = await run("two", on=networks)
+    server = space.listen(80)
+    assert space.reaches(server, "172.17.0.1", 8080)
+    assert other.reaches(server, "172.17.0.1", 8080)
+
+
+async def test_a_namespace_without_a_socket_inside_is_entered(
+    host: Space, start: Start, new_space: Callable[[], Space]
+) -> None:
+    """An external runtime hands over the namespace alone."""
+    from seacan.network.model import ContainerIdentity, PortRequest
+
+    class Bare:
+        def __init__(self, space: Space) -> None:
+            self.pid, self.netns, self.rtnl = 1, space.netns, None
+
+    networks = await start()
+    space = new_space()
+    identity = ContainerIdentity(id=identifier("one"), name="one")
+    endpoints = await networks.allocate(identity, {"bridge": EndpointSettings()}, PortRequest())
+    await networks.join(endpoints, Bare(space))
+    assert host.reaches(space.listen(80), endpoints[0].address4, 80)
