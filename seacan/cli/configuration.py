@@ -141,6 +141,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _engine("seccomp-profile", "str", 'Path of a seccomp profile, "builtin" or "unconfined"'),
     _engine("selinux-enabled", "bool", "Enable SELinux support"),
     _engine("shutdown-timeout", "int", "Seconds a container gets to end on shutdown (default 15)"),
+    _engine("signature-policy", "str", "File that says whose signatures pulled images must have"),
     _engine("storage-driver", "str", "Storage driver to use (overlay2, vfs)", short="s"),
     _engine("storage-opt", "list", "Storage driver options", key="storage-opts"),
     Setting("tls", "bool", "Use TLS; implied by --tlsverify"),

@@ -37,6 +37,7 @@ from seacan.errors import InvalidParameter, System
 from seacan.images.store import ImageUser, open_images
 from seacan.network.networks import Networks
 from seacan.registry.distribution import Distribution
+from seacan.registry.trust import Policy
 from seacan.runtime.launcher import Launcher
 from seacan.volumes.volumes import Volumes
 
@@ -89,7 +90,8 @@ class Engine:
             self.images.emit = self.events.emit
             self.images.users = self._image_users
             self.snapshots = self.images.snapshots
-            self.distribution = Distribution(self.images, options)
+            policy = Policy(Path(options.signature_policy)) if options.signature_policy else None
+            self.distribution = Distribution(self.images, options, policy=policy)
             undo.push_async_callback(self.distribution.close)
             self.volumes = Volumes(data_root / "volumes", self.database, self.launcher, emit=self.events.emit)
             undo.push_async_callback(self.volumes.close)

@@ -85,6 +85,8 @@ class EngineOptions(msgspec.Struct, kw_only=True):
     max_download_attempts: int = 5
     registry_mirrors: list[str] = []
     insecure_registries: list[str] = []
+    signature_policy: str = ""
+    """A policy file (containers-policy.json(5)) that pulled images must satisfy; empty: everything is accepted."""
     # the daemon
     labels: list[str] = []
     debug: bool = False
