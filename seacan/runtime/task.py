@@ -102,7 +102,6 @@ class Task:
         self._sequence = 0
         self._asked: dict[int, asyncio.Future[tuple[FromShim, list[int]]]] = {}
         self._created: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
-        self._process: Process | None = None
         asyncio.get_running_loop().add_reader(connection, self._receive)
 
     @classmethod
@@ -127,9 +126,9 @@ class Task:
                 raise
             finally:
                 theirs.close()
-            task = cls(bundle, ours, on_event)
-            task._process = process
-            return task
+            if process is not None:
+                process.close()  # its end is the channel's
+            return cls(bundle, ours, on_event)
         raise AssertionError("unreachable")
 
     @classmethod
@@ -360,8 +359,6 @@ class Task:
         self._never_was(error)
         if not self._created.cancelled() and self._created.exception() is None:
             self._created.result().close()
-        if self._process is not None:
-            self._process.close()
         self.gone.set_result(None)
         asked, self._asked = self._asked, {}
         for answer in asked.values():

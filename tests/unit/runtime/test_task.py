@@ -268,6 +268,33 @@ async def test_a_launcher_killed_at_the_moment_of_a_launch_costs_nothing(shims: 
         assert exit.exit_code == 0
 
 
+@pytest.mark.long
+@pytest.mark.timeout(60)
+async def test_a_container_that_no_daemon_comes_to_start_is_taken_away(shims: Shims, bundles: Bundles) -> None:
+    running = await shims.create(["sleep", "1000"])
+    running.task.close()
+    async with asyncio.timeout(45):
+        while leftovers(bundles):
+            await asyncio.sleep(0.2)
+    assert recorded_exit(running.bundle) is None
+    assert not (running.bundle / "shim.sock").exists()
+
+
+async def test_signals_that_the_shim_ignores_are_not_ignored_in_the_container(shims: Shims) -> None:
+    _, output = await shims.run(["grep", "-E", "SigIgn|SigBlk", "/proc/self/status"])
+    assert output == b"SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
+
+
+async def test_a_container_has_no_descriptor_but_its_streams(shims: Shims) -> None:
+    running = await shims.create(["sh", "-c", "ls /proc/self/fd; sleep 1000"])
+    client = await running.attach()
+    await running.task.start()
+    assert (await client.read()).split() == [b"0", b"1", b"2", b"3"]  # the last is the folder that ls reads
+    sandbox = await running.task.created()
+    assert sorted(os.listdir(f"/proc/{sandbox.pid}/fd")) == ["0", "1", "2"]
+    client.close()
+
+
 async def test_exit_json_is_plain(shims: Shims) -> None:
     running = await shims.start(["true"])
     await running.exit()
