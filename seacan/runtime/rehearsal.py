@@ -22,6 +22,7 @@ import msgspec
 
 from seacan.cgroups.hierarchies import discover
 from seacan.errors import Unsupported
+from seacan.linux.syscalls import fsconfig_create, fsmount, fsopen
 from seacan.runtime import maker, packets, spec
 from seacan.runtime.bundle import DirectoryRoot, LogConfig, ShimConfig
 from seacan.runtime.protocol import Start
@@ -40,22 +41,32 @@ _fillers: list[object] = []
 
 
 def rehearse() -> None:
-    """Play, gather, fill. Raises OSError when there is no place for a rehearsal's files."""
+    """Play, gather, fill. Raises OSError where the kernel or a lack of privilege forbids it."""
     with contextlib.suppress(Unsupported):
         discover()  # where the cgroups are: kept
-    folder = f"{os.environ.get('TMPDIR', '/tmp')}/seacan-rehearsal-{os.urandom(8).hex()}"
-    os.mkdir(folder, 0o700)
+    folder = _nowhere()
     try:
-        _gather(_code_run_by(lambda: _play(f"{folder}/container")))
+        bundle = f"/proc/self/fd/{folder}/container"
+        _gather(_code_run_by(lambda: _play(bundle)))
         for _ in range(_TIMES):
-            _play(f"{folder}/container")
+            _play(bundle)
         # Building the decoder of such a large type takes 4 ms, once in a process.
         spec.decode_spec(b'{"ociVersion":"1.2.0","process":{"args":["true"]},"linux":{}}')
         spec.decode_process(b'{"args":["true"]}')
     finally:
-        os.rmdir(folder)
+        os.close(folder)
     gc.collect()
     _fill_holes()
+
+
+def _nowhere() -> int:
+    """A folder that no path leads to, and that is gone with its descriptor."""
+    context = fsopen("tmpfs")
+    try:
+        fsconfig_create(context)
+        return fsmount(context)
+    finally:
+        os.close(context)
 
 
 def _play(bundle: str) -> None:
