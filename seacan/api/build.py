@@ -369,9 +369,14 @@ class _ClassicBuild:
             nonlocal watching
             watching = asyncio.create_task(self._tell(build, converted))
 
-        outcome, lease = await self.builds.build(
-            request, folder, self.steps, converted=converted, follow=follow, finish=lambda: self._told(watching)
-        )
+        try:
+            outcome, lease = await self.builds.build(
+                request, folder, self.steps, converted=converted, follow=follow, finish=lambda: self._told(watching)
+            )
+        finally:
+            if watching is not None:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
         try:
             image = await self.builds.store(outcome, lease, asked.names, squash=asked.squash)
         finally:

@@ -721,6 +721,8 @@ def _work(request: FilesRequest, _: Sequence[int]) -> FilesResult:
                     destination.links = None
     finally:
         destination.close()
+    if request.epoch is not None:
+        _clamp(ClampRequest(request.upper, request.epoch), ())
     return FilesResult(destination.count)
 
 

@@ -134,7 +134,8 @@ class Builds:
     ) -> tuple[Outcome, Lease]:
         """Carry a build out. The lease keeps its layers until it is released.
 
-        ``follow`` is told when it begins; ``finish`` is awaited at its end, also when it fails.
+        ``follow`` is told when it begins; ``finish`` is awaited at its end, also when it
+        fails, but not when it is cancelled.
         """
         converted = converted or await self.convert(request)
         check_entitlements(converted.vertex, request.entitlements)
@@ -148,9 +149,12 @@ class Builds:
                     follow(build)
                 try:
                     result = await build.solve(converted.vertex)
-                finally:
+                except SeacanError:
                     if finish is not None:
                         await finish()
+                    raise
+                if finish is not None:
+                    await finish()
                 layers = result.layers
                 self.cache.hold(layer.id for layer in layers)
             return Outcome(converted, converted.config, layers), lease

@@ -192,7 +192,7 @@ def test_parents_are_made_only_for_what_is_wanted(place: Place) -> None:
 def test_what_is_not_there_is_said_in_both_builders_words(place: Place) -> None:
     with pytest.raises(Missing, match='"/nope": not found'):
         place.run(CopyAction(0, "nope", "/"))
-    with pytest.raises(Missing, match="file not found in build context or excluded by .dockerignore: stat nope"):
+    with pytest.raises(Missing, match=r"file not found in build context or excluded by \.dockerignore: stat nope"):
         place.run(CopyAction(0, "nope", "/"), classic=True)
 
 

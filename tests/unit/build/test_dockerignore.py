@@ -102,7 +102,7 @@ def test_agrees_with_a_plain_reading_of_the_rules(path: str, patterns: list[str]
     assert Matcher(patterns).matches(path) is _plainly(path, patterns)
 
 
-# With "!" the two may differ, in moby/patternmatcher as here: a pattern is only tried where it could change the verdict.
+# With "!" the two may differ, in moby/patternmatcher as here: a pattern is tried only where it can change the verdict.
 @given(PATHS, st.lists(PATTERNS.filter(lambda pattern: not pattern.startswith("!")), max_size=4))
 def test_walking_down_says_the_same_as_asking_for_the_path(path: str, patterns: list[str]) -> None:
     matcher = Matcher(patterns)
