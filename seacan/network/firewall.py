@@ -255,6 +255,9 @@ def _bridge_rules() -> Batch:
     # What nearly every packet is: a container's own address, from its own MAC, through its own port.
     b.add_rule("prerouting", *is_ip, port, ether, nft.payload(1, 12, 4, 6), nft.lookup("bind4"), _ACCEPT)
     b.add_rule("prerouting", nft.meta(nft.META_IIFGROUP), nft.lookup("ours"), nft.verdict(nft.NFT_GOTO, "guard"))
+    # The kernel has taken one VLAN tag off; below a second one the rules see nothing, but the receiver takes both off.
+    for tag in (b"\x81\x00", b"\x88\xa8"):
+        b.add_rule("guard", protocol, nft.compare(tag), _DROP)
     b.add_rule("guard", *is_arp, port, ether, nft.payload(1, 14, 4, 6), nft.lookup("bind4"), _ACCEPT)
     # Router advertisements and redirects are the host's to send; so are neighbour advertisements for others' addresses.
     icmp6 = nft.meta(nft.META_L4PROTO), nft.compare(b"\x3a")

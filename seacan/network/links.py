@@ -136,6 +136,7 @@ class Links:
         elif found.kind != "bridge":
             raise InvalidParameter(f"interface {name} exists and is no bridge")
         self._indexes[name] = found.index
+        _set_ipv6(name, "accept_ra", 0)  # a container that says it is a router is none of the host's (CVE-2020-13401)
         six = bool(spec.pools_of(6)) and spec.gateway_mode(6) != "isolated"
         generation = rt.IN6_ADDR_GEN_MODE_EUI64 if six else rt.IN6_ADDR_GEN_MODE_NONE
         # Replies to a connection from 127.0.0.1 to a published port come back through the bridge.
@@ -339,7 +340,11 @@ class Links:
         if near is None:
             raise System(f"the container's network namespace ended while {endpoint.interface} was being made")
         if spec.driver == "bridge" or not endpoint.ipv6:
-            _disable_ipv6(endpoint.interface)
+            # Every interface with IPv6 has its multicast and link-local routes in one list, which the kernel walks at
+            # each change of any of them: without this a start takes the longer the more containers there are.
+            _set_ipv6(endpoint.interface, "disable_ipv6", 1)
+        else:
+            _set_ipv6(endpoint.interface, "accept_ra", 0)
         messages = [rt.set_link(near.index, up=True)]
         if spec.driver == "bridge" and self.hairpin:
             messages.append(rt.set_link(near.index, hairpin=True))
@@ -495,18 +500,14 @@ def _await_local(sock: NetlinkSocket, address: IPAddress) -> None:
         time.sleep(0.0005)
 
 
-def _disable_ipv6(name: str) -> None:
-    """Keep the host's own IPv6 off a link that only carries what is between a container and its bridge.
-
-    Every interface with IPv6 has its multicast and link-local routes in one list, which the kernel walks at each change
-    of any of them: without this a start takes the longer the more containers there are.
-    """
+def _set_ipv6(name: str, key: str, value: int) -> None:
+    """A setting of an interface of the host; a host without IPv6 has none."""
     try:
-        fd = os.open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/sys/net/ipv6/conf/{name}/{key}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return  # a host without IPv6
+        return
     try:
-        os.write(fd, b"1")
+        os.write(fd, str(value).encode())
     finally:
         os.close(fd)
 

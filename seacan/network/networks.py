@@ -62,6 +62,7 @@ T = TypeVar("T")
 DEFAULT_BRIDGE_NAME = "seacan0"
 _PORTS = "network-ports"
 _DNS = "network-dns"
+_AT_ONCE = 128
 _STATE = (
     "CREATE TABLE network_state (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;",
     "ALTER TABLE network_endpoint ADD COLUMN created INTEGER NOT NULL DEFAULT 0;",
@@ -858,7 +859,10 @@ class Networks:
         try:
             # Without DNS sockets it is the ports that have changed, perhaps to none: the shim then has to let go, too.
             if attachment.reservation.sockets or not sockets:
-                await store.keep(_PORTS, _open(attachment.reservation.sockets.values()))
+                fds = _open(attachment.reservation.sockets.values())
+                # One packet carries 253 descriptors at most; the chunk after the last is emptied of what it was.
+                for index in range(len(fds) // _AT_ONCE + 1):
+                    await store.keep(f"{_PORTS}-{index}", fds[index * _AT_ONCE : (index + 1) * _AT_ONCE])
             if sockets:
                 await store.keep(_DNS, _open(sockets))
         except (OSError, SeacanError) as error:
@@ -949,7 +953,13 @@ class Networks:
         if not ports:
             return
         kept: dict[Place, socket.socket] = {}
-        for fd in await self._fetch(attachment, _PORTS):
+        fds: list[int] = []
+        while len(fds) % _AT_ONCE == 0:
+            more = await self._fetch(attachment, f"{_PORTS}-{len(fds) // _AT_ONCE}")
+            fds += more
+            if not more:
+                break
+        for fd in fds:
             sock = socket.socket(fileno=fd)
             try:
                 kept[place_of(sock)] = sock

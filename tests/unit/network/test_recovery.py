@@ -269,3 +269,22 @@ async def test_a_namespace_without_a_socket_inside_is_entered(
     endpoints = await networks.allocate(identity, {"bridge": EndpointSettings()}, PortRequest())
     await networks.join(endpoints, Bare(space))
     assert host.reaches(space.listen(80), endpoints[0].address4, 80)
+
+
+async def test_a_wide_range_of_ports_is_kept_whole(host: Space, start: Start, new_space: Callable[[], Space]) -> None:
+    from seacan.engine.config import PortBinding
+    from seacan.network.model import ContainerIdentity, PortRequest
+
+    first = await start()
+    space = new_space()
+    store = Store(space)
+    identity = ContainerIdentity(id=identifier("one"), name="one")
+    bindings = {f"{port}/tcp": [PortBinding(host_port=str(port))] for port in range(8000, 8150)}
+    endpoints = await first.allocate(identity, {"bridge": EndpointSettings()}, PortRequest(bindings=bindings))
+    await first.join(endpoints, space, store)
+    await first.settled()
+    await first.close()
+    assert sum(map(len, store.kept.values())) == 300
+    second = await start()
+    await second.recover({identifier("one"): store})
+    assert len(second._attachments[identifier("one")].reservation.sockets) == 300
