@@ -148,7 +148,7 @@ async def write_path(
         NotFound: no such container or folder. InvalidParameter: not a folder, read-only, or a malformed archive.
     """
     container = engine.containers.get(reference)
-    _check_writable(container, posixpath.normpath("/" + path))
+    _check_writable(container, posixpath.normpath("/" + path.lstrip("/")))
     owner = None
     if as_user and container.config.user:
         account = resolve(container.config.user, engine.snapshots.rootfs(container.id))
@@ -404,8 +404,8 @@ class _Output:
         """Archive what is at ``path`` under ``name``, folders with all that is in them."""
         mode = info.st_mode
         if stat.S_ISDIR(mode):
-            self._entry(name + b"/", info, b"5", xattrs=_xattrs(path))
-            prefix = b"" if name == b"." else name.rstrip(b"/") + b"/"
+            prefix = name.rstrip(b"/") + b"/"
+            self._entry(prefix, info, b"5", xattrs=_xattrs(path))
             for child in sorted(os.listdir(path)):
                 below = path.rstrip(b"/") + b"/" + child
                 with contextlib.suppress(FileNotFoundError):
