@@ -290,7 +290,7 @@ class Links:
                     bridge = [one.spec.bridge] if one.spec.driver == "bridge" else []
                     self.socket.request([rt.settle(name) for name in (one.endpoint.interface, *bridge)])
             for one in joins:
-                self._sysctls(one.endpoint, netns)
+                self._sysctls(one.spec, one.endpoint, netns)
         except NetlinkError as error:
             raise System(f"cannot connect the container: {error}") from error
         finally:
@@ -403,12 +403,18 @@ class Links:
         messages += default_routes(spec, endpoint, index)
         return messages
 
-    def _sysctls(self, endpoint: Endpoint, netns: int) -> None:
+    def _sysctls(self, spec: NetworkSpec, endpoint: Endpoint, netns: int) -> None:
         """Driver option com.docker.network.endpoint.sysctls: "net.ipv4.conf.IFNAME.log_martians=1,…"."""
         wanted = endpoint.options.get(ENDPOINT_SYSCTLS, "")
-        if not wanted:
+        # Routers out there must not give it the addresses it was not to have (CVE-2024-32473). On bridges they cannot.
+        exposed = spec.driver in ("macvlan", "ipvlan") and not endpoint.ipv6
+        if not wanted and not exposed:
             return
         with inside(netns):
+            if exposed:
+                _set_ipv6(endpoint.container_interface, "disable_ipv6", 1)
+            if not wanted:
+                return
             for assignment in wanted.split(","):
                 key, _, value = assignment.strip().partition("=")
                 key = key.replace("IFNAME", endpoint.container_interface)
@@ -501,7 +507,7 @@ def _await_local(sock: NetlinkSocket, address: IPAddress) -> None:
 
 
 def _set_ipv6(name: str, key: str, value: int) -> None:
-    """A setting of an interface of the host; a host without IPv6 has none."""
+    """A setting of an interface of the namespace this thread is in; a host without IPv6 has none."""
     try:
         fd = os.open(f"/proc/sys/net/ipv6/conf/{name}/{key}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import struct
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -37,11 +38,11 @@ def advertisement(mac: str, tag: bytes = b"", extension: bytes = b"") -> bytes:
     return bytes.fromhex("333300000001") + bytes.fromhex(mac.replace(":", "")) + tag + b"\x86\xdd" + packet
 
 
-def advertise(container: Space) -> None:
-    frames = container.raw()
+def advertise(container: Space, link: str = "eth0") -> None:
+    frames = container.raw(link)
     for tag in TAGS:
         for extension in HOPS:
-            frames.send(advertisement(container.mac(), tag, extension))
+            frames.send(advertisement(container.mac(link), tag, extension))
             time.sleep(0.05)
 
 
@@ -89,3 +90,17 @@ async def test_nor_once_it_forwards_for_another_network(host: Space, networks: N
     await run("two", "six")
     advertise(container)
     assert learnt(host) == []
+
+
+async def test_a_container_on_the_wire_without_ipv6_takes_none_either(
+    host: Space, networks: Networks, run: Run, new_space: Callable[[], Space]
+) -> None:
+    """CVE-2024-32473: IPv6 addresses that nobody gave it, and that no rule knows."""
+    router = new_space()
+    host.wire(router, "192.0.2.1/24", "192.0.2.99/24")
+    ipam = IPAM(config=[IPAMConfig(subnet="192.0.2.0/24")])
+    await networks.create(NetworkCreateRequest(name="mac", driver="macvlan", options={"parent": "wan"}, ipam=ipam))
+    container, _ = await run("one", "mac")
+    advertise(router, "wan")
+    assert learnt(container) == []
+    assert [address for address in container.addresses() if ":" in address] == []
