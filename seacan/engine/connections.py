@@ -220,7 +220,12 @@ async def disconnect(engine: Engine, network: str, container: str, *, force: boo
     Raises:
         SeacanError: in dockerd's words.
     """
-    target = engine.containers.get(container)
+    try:
+        target = engine.containers.get(container)
+    except NotFound as error:
+        if force:
+            raise NotFound(f"endpoint {container} not found") from error
+        raise
     async with target.lock:
         if target.state.removing or target.state.dead:
             raise _being_removed(target)

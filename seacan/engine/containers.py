@@ -304,7 +304,15 @@ class Containers:
                 )
         if mode not in wanted:
             wanted = {mode: None, **wanted}
-        return {name: settings or EndpointSettings() for name, settings in wanted.items()}
+        endpoints = {name: settings or EndpointSettings() for name, settings in wanted.items()}
+        for name, settings in endpoints.items():
+            spec = self._engine.networks.find(name)  # one that is missing is found out at the start
+            if spec is not None:
+                try:
+                    self._engine.networks.check_settings(spec, settings)
+                except InvalidParameter as error:
+                    raise InvalidParameter(f"invalid config for network {name}: {error}") from error
+        return endpoints
 
     def _links(self, host_config: HostConfig) -> dict[str, str]:
         links = {}

@@ -578,7 +578,7 @@ class Lifecycle:
                 if not container.state.running:
                     container.state.restart_count = 0
                     await self._start(container)
-        except (InvalidParameter, Conflict) as error:
+        except SeacanError as error:
             raise type(error)(f"Cannot restart container {reference}: {error}") from error
         finally:
             container.restarting_by_hand = False

@@ -260,8 +260,9 @@ async def disk_usage(engine: Engine, kinds: set[str] | None, *, legacy: bool) ->
     answer = {"LayersSize": 0, "Images": None, "Containers": None, "Volumes": None, "BuildCache": None, **answer}
     if legacy:
         answer["BuilderSize"] = 0
-        for summary in answer["Images"] or ():
-            summary["VirtualSize"] = summary["Size"]
+        answer["Images"] = [
+            msgspec.to_builtins(summary) | {"VirtualSize": summary.size} for summary in answer["Images"] or ()
+        ]
     return answer
 
 

@@ -1151,13 +1151,11 @@ class Networks:
         attachment = self._attachments.get(container.id)
         if attachment is None:
             attachment = self._attachments[container.id] = _Attachment(container)
-        if spec.driver in ("host", "null") or any(one.driver == "host" for one in attachment.endpoints):
+        if spec.driver == "host" or any(one.driver == "host" for one in attachment.endpoints):
             raise InvalidParameter(
-                "conflicting options: cannot attach both user-defined and non-user-defined network-modes"
-                if spec.driver == "null"
-                else "cannot connect container to host network - container must be created in host network mode"
+                "cannot connect container to host network - container must be created in host network mode"
             )
-        if any(one.driver == "null" for one in attachment.endpoints):
+        if spec.driver == "null" or any(one.driver == "null" for one in attachment.endpoints):
             raise InvalidParameter(
                 "container cannot be connected to multiple networks with one of the networks in private (none) mode"
             )
