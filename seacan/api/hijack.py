@@ -28,6 +28,8 @@ _HIJACKABLE = re.compile(
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n", re.IGNORECASE)
 _HEAD_LIMIT = 64 << 10
 _PUMP = 64 << 10
+_HELD_LIMIT = 1 << 20
+"""Bytes behind a hijackable request after which nothing more is read before it is clear whose they are."""
 
 
 class Connection(asyncio.Protocol):
@@ -82,6 +84,8 @@ class Connection(asyncio.Protocol):
                 self._left -= len(data) - len(rest)
                 data = rest
             self._held += data
+            if len(self._held) > _HELD_LIMIT and self._transport is not None:
+                self._transport.pause_reading()
         elif self._head or (data.startswith(b"POST ") and _HIJACKABLE.match(data)):
             self._hijackable(data)
         else:
@@ -105,6 +109,8 @@ class Connection(asyncio.Protocol):
     def release(self) -> None:
         """The request was answered as plain HTTP: what was held back is the next request."""
         held, self._held, self._left = self._held, None, 0
+        if held and len(held) > _HELD_LIMIT and self._transport is not None:
+            self._transport.resume_reading()
         if held:
             self.data_received(bytes(held))
 
@@ -125,6 +131,7 @@ class Connection(asyncio.Protocol):
             return os.dup(raw.fileno()), held
         ours, theirs = socket.socketpair()
         await self._pump(transport, ours)
+        transport.resume_reading()
         return theirs.detach(), held
 
     async def take_streams(self, answer: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -61,6 +61,9 @@ class Relay:
             except OSError as error:
                 log.warning("port %s: %s", self._listener.getsockname()[:2], error)
                 return
+            if len(self._tasks) >= _MAX_FLOWS:
+                client.close()  # whoever connects must not use up this process's descriptors
+                continue
             client.setblocking(False)
             task = self._loop.create_task(self._connection(client))
             self._tasks.add(task)
