@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import importlib.util
 import logging
@@ -12,7 +11,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 from aiohttp import hdrs, web
 from aiohttp.web_urldispatcher import AbstractResource, AbstractRoute, UrlDispatcher, UrlMappingMatchInfo
 
@@ -45,8 +43,6 @@ BUILDER_PATHS = ("/build", "/session", "/grpc")
 """What :mod:`seacan.api.build` answers. It is loaded with the first of these requests: it is large, and the daemon is
 to answer soon after its start."""
 
-
-_DISCARDED = 256 << 10
 
 _HEADERS = {
     "Api-Version": dotted(API_VERSION),
@@ -200,7 +196,6 @@ async def _answer(request: web.Request, handler: RequestHandler) -> web.StreamRe
     except NotModified:
         return web.Response(status=304)
     except SeacanError as error:
-        await _discard(request)
         return _failure(request, error.message, error.status)
     except web.HTTPException as error:
         return _failure(request, error.reason, error.status)
@@ -209,18 +204,6 @@ async def _answer(request: web.Request, handler: RequestHandler) -> web.StreamRe
     except Exception as error:
         log.exception("%s %s", request.method, request.path)
         return _failure(request, f"{type(error).__name__}: {error}", 500)
-
-
-async def _discard(request: web.Request) -> None:
-    """Read what is left of a small body before an error is told, as Go's server does.
-
-    A client that is still sending would else report the broken connection instead of the error.
-    """
-    left = _DISCARDED
-    with contextlib.suppress(OSError, TimeoutError, aiohttp.ClientError):
-        async with asyncio.timeout(1):
-            while left > 0 and not request.content.at_eof():
-                left -= len(await request.content.readany())
 
 
 async def _run(request: web.Request, handler: RequestHandler) -> web.StreamResponse:
