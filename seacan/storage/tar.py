@@ -164,10 +164,13 @@ class TarReader:
         long_name: bytes | None = None
         long_link: bytes | None = None
         pax: dict[bytes, bytes] | None = None
-        skip = self._pending + self._padding
-        if skip:
-            self._pending = self._padding = 0
-            self._skip(skip, "member data")
+        if self._pending:
+            pending, self._pending = self._pending, 0
+            self._skip(pending, "member data")
+        if self._padding:
+            # May be missing at the end, as Go's reader has it: docker's client ends a context so with ``-f -``.
+            padding, self._padding = self._padding, 0
+            self._take(padding)
         while True:
             header = self._take(BLOCK)
             if len(header) < BLOCK:

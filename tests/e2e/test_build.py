@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import http.client
 import io
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import time
@@ -236,8 +239,8 @@ def test_a_killed_daemon_s_build_is_rolled_back(new_daemon: Callable[..., Daemon
     client.wait(20)
     client.stdout.close()
     daemon.start()
-    assert _left(daemon) == []
     daemon.docker("build", "-q", "-t", "after", "-f", "-", str(context), input="FROM busybox\nRUN true\n")
+    assert _left(daemon) == []
 
 
 def test_two_builds_of_the_same_step_do_it_once(daemon: Daemon, context: Path) -> None:
@@ -254,10 +257,28 @@ def test_two_builds_of_the_same_step_do_it_once(daemon: Daemon, context: Path) -
     assert len({run(daemon, f"same{number}", "cat", "/now") for number in range(3)}) == 1
 
 
-def test_squash_makes_one_layer(new_daemon: Callable[..., Daemon], context: Path) -> None:
-    daemon = new_daemon("--experimental")
-    dockerfile = "FROM busybox\nRUN echo 1 > /a\nRUN rm /a; echo 2 > /b; rm -r /home\n"
-    _runner(daemon, context, DOCKER_BUILDKIT="0")(dockerfile, "-t", "squashed", "--squash")
+def test_the_dockerfile_may_come_from_stdin(daemon: Daemon, context: Path) -> None:
+    # The client's archive ends with the last file's content then, without padding or end.
+    daemon.docker("build", "-t", "stdin", "-f", "-", str(context), input="FROM busybox\nCOPY . /here\n")
+    assert run(daemon, "stdin", "ls", "/here").split() == ["a.txt", "sub"]
+
+
+def test_squash_makes_one_layer(daemon: Daemon) -> None:
+    # docker's client wants an experimental daemon for --squash, so the API is asked itself.
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as archive:
+        text = b"FROM busybox\nRUN echo 1 > /a\nRUN rm /a; echo 2 > /b; rm -r /home\n"
+        member = tarfile.TarInfo("Dockerfile")
+        member.size = len(text)
+        archive.addfile(member, io.BytesIO(text))
+    connection = http.client.HTTPConnection("localhost", timeout=60)
+    with contextlib.closing(connection):
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(daemon.socket))
+        connection.request(
+            "POST", "/build?squash=1&t=squashed", context.getvalue(), {"Content-Type": "application/x-tar"}
+        )
+        assert "Successfully tagged squashed:latest" in connection.getresponse().read().decode()
     base = len(daemon.inspect("busybox", "image")["RootFS"]["Layers"])
     assert len(daemon.inspect("squashed", "image")["RootFS"]["Layers"]) == base + 1
     assert run(daemon, "squashed", "sh", "-c", "ls / | grep -x -e a -e b -e home") == "b"
