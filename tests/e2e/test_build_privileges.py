@@ -91,3 +91,22 @@ def test_a_step_cannot_read_the_engines_files_through_its_descriptors(daemon: Da
     for number in range(3, 12):
         done = build(daemon, tmp_path, f"FROM busybox\nWORKDIR /proc/self/fd/{number}\nRUN cat ../../../etc/shadow\n")
         assert done.returncode != 0
+
+
+@pytest.mark.parametrize("id", ["../../../../../../etc", "/etc", "..", "a/../../.."])
+def test_the_name_of_a_cache_is_no_path(daemon: Daemon, tmp_path: Path, id: str) -> None:
+    """CVE-2024-9675."""
+    dockerfile = f"FROM busybox\nRUN --mount=type=cache,id={id},target=/mnt ls -A /mnt && touch /mnt/seacan-was-here\n"
+    done = build(daemon, tmp_path, dockerfile)
+    assert "passwd" not in done.stdout
+    assert not Path("/etc/seacan-was-here").exists()
+
+
+@pytest.mark.parametrize(
+    "option", ["bind-propagation=rshared", "propagation=shared", "relabel=shared", "rw,suid=true", "dev=true"]
+)
+def test_a_mount_takes_no_options_of_mount(daemon: Daemon, tmp_path: Path, option: str) -> None:
+    """CVE-2024-9407: options that went on to the mount itself."""
+    done = build(daemon, tmp_path, f"FROM busybox\nRUN --mount=type=bind,target=/mnt,{option} true\n")
+    assert done.returncode != 0
+    assert "unexpected key" in done.stdout + done.stderr
