@@ -139,6 +139,7 @@ async def commit(
         )
         blobs = [*(images.layer_blobs(parent.id) if parent else ()), layer.blob]
         image = images.register(image_config.encode(document), blobs, parent=parent.id if parent else "")
+        images.log_event("create", image.id, image.id)
         if reference is not None:
             images.add_tag(image.id, reference)
             images.log_event("tag", image.id, reference.with_default_tag().familiar)

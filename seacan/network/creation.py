@@ -115,7 +115,7 @@ def specify(
     elif driver in ("host", "null", "none"):
         raise Forbidden(f'only one instance of "{"host" if driver == "host" else "null"}" network is allowed')
     elif driver not in DRIVERS:
-        raise NotFound(f'could not find plugin {driver} in v1 plugin registry: plugin "{driver}" not found')
+        raise NotFound(f'plugin "{driver}" not found')
     if request.scope not in ("", "local"):
         raise Forbidden("cannot create a swarm scoped network when swarm is not active")
     if request.ingress:

@@ -160,3 +160,28 @@ def test_an_unknown_filter_or_value_is_refused(three: Daemon) -> None:
 def test_ps_can_tell_sizes(three: Daemon) -> None:
     three.docker("exec", "runs", "sh", "-c", "head -c 100000 /dev/zero > /zeros")
     assert "100kB" in three.out("ps", "-s", "--filter", "name=runs", "--format", "{{.Size}}")
+
+
+def test_copies_commits_and_prunes_are_told(daemon: Daemon) -> None:
+    daemon.docker("create", "--name", "c1", "busybox")
+    since = time.time()
+    daemon.docker("cp", "c1:/etc/passwd", "-")
+    daemon.docker("cp", "-", "c1:/tmp", input=b"\0" * 10240)
+    daemon.docker("commit", "c1", "made")
+    daemon.docker("network", "prune", "-f")
+    told = [(event["Type"], event["Action"]) for event in events(daemon, since)]
+    daemon.docker("rmi", "made")
+    assert told == [
+        ("container", "archive-path"),
+        ("container", "extract-to-dir"),
+        ("image", "create"),
+        ("image", "tag"),
+        ("container", "commit"),
+        ("network", "prune"),
+    ]
+
+
+def test_a_filter_dockerd_does_not_know_hides_nothing(daemon: Daemon) -> None:
+    since = time.time()
+    daemon.docker("create", "--name", "c1", "busybox")
+    assert [event["Action"] for event in events(daemon, since, "--filter", "bogus=1")] == ["create"]
