@@ -64,8 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if os.geteuid() != 0:
             raise System("seacand needs to be started with root privileges")
+        from seacan.runtime.launcher import raise_descriptor_limit
+
         _proxies(config)
         os.umask(0o022)
+        raise_descriptor_limit()
         with pid_file(config.pidfile), contextlib.ExitStack() as sockets:
             opened = listeners.listen(config)
             for listener in opened:

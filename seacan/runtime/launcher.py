@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,10 +22,22 @@ from seacan.errors import System
 from seacan.runtime import packets
 from seacan.runtime.protocol import Ended, Failed, FromLauncher, Launch, Launched
 
+_inherited: tuple[int, int] | None = None
+"""RLIMIT_NOFILE before :func:`raise_descriptor_limit`: what containers are to get."""
+
 _RESPAWN_DELAY = 0.1
 """Seconds; a launch that comes sooner starts the launcher itself."""
 
 _decode = msgspec.json.Decoder(FromLauncher).decode
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process open as many files as it may: each container needs several. Containers keep the old limit."""
+    global _inherited
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _inherited = (soft, hard)
 
 
 class LauncherDied(System):
@@ -130,6 +143,8 @@ class Launcher:
             raise System(f"cannot start the launcher: {error}") from error
         finally:
             theirs.close()
+        if _inherited is not None:
+            resource.prlimit(program.pid, resource.RLIMIT_NOFILE, _inherited)
         self._program, self._channel = program, ours
         asyncio.get_running_loop().add_reader(ours, self._receive)
 
