@@ -29,7 +29,7 @@ def size(path: str) -> int:
             seen.add((found.st_dev, found.st_ino))
         total += found.st_size
 
-    _walk(path, file, lambda name, folder: None)
+    walk(path, file, lambda name, folder: None)
     return total
 
 
@@ -43,15 +43,17 @@ def remove(path: str) -> None:
         except FileNotFoundError:
             pass
 
-    _walk(path, file, lambda name, folder: os.rmdir(name, dir_fd=folder))
+    walk(path, file, lambda name, folder: os.rmdir(name, dir_fd=folder))
     try:
         os.rmdir(path)
     except FileNotFoundError:
         pass
 
 
-def _walk(path: str, file: Callable[[os.stat_result, str, int], None], leave: Callable[[str, int], None]) -> None:
-    """Call ``file`` for everything that is no folder, and ``leave`` for each folder inside after its content."""
+def walk(path: str, file: Callable[[os.stat_result, str, int], None], leave: Callable[[str, int], None]) -> None:
+    """Call ``file`` for everything that is no folder, and ``leave`` for each folder inside after its content.
+
+    Both get the name and a descriptor of the folder it is in. Raises System if the tree is being changed."""
     try:
         here = os.open(path, _FOLDER)
     except (FileNotFoundError, NotADirectoryError):

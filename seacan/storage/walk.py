@@ -6,28 +6,37 @@ import contextlib
 import os
 import stat
 
+from seacan.errors import System
+from seacan.storage import tree
 from seacan.storage.snapshots import Change, ChangeKind, Usage
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def usage(root: str | os.PathLike[str]) -> Usage:
-    """What a tree takes, as dockerd counts it: apparent sizes, folders not at all, every inode once."""
-    size = 0
+    """What a tree takes, as dockerd counts it: apparent sizes, folders not at all, every inode once.
+
+    A container that moves folders about meanwhile is counted as far as the walk came: a figure is no reason to fail.
+    """
+    size = files = folders = 0
     seen: set[int] = set()
-    for _, _, _, descriptor in os.fwalk(root, follow_symlinks=False):
-        with os.scandir(descriptor) as entries:
-            for entry in entries:
-                try:
-                    info = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if info.st_ino in seen:
-                    continue
-                seen.add(info.st_ino)
-                if not stat.S_ISDIR(info.st_mode):
-                    size += info.st_size
-    return Usage(size, len(seen) + 1)
+
+    def file(found: os.stat_result, name: str, folder: int) -> None:
+        nonlocal size, files
+        if found.st_nlink > 1:
+            if found.st_ino in seen:
+                return
+            seen.add(found.st_ino)
+        size += found.st_size
+        files += 1
+
+    def leave(name: str, folder: int) -> None:
+        nonlocal folders
+        folders += 1
+
+    with contextlib.suppress(System, FileNotFoundError):
+        tree.walk(os.fspath(root), file, leave)
+    return Usage(size, files + folders + 1)
 
 
 def is_whiteout(info: os.stat_result) -> bool:

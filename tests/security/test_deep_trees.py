@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from seacan.storage import tree
+from seacan.storage import tree, walk
+from seacan.storage.snapshots import Usage
 
 DEPTH = 3000
 
@@ -47,3 +49,31 @@ def test_a_link_is_deleted_and_what_it_names_is_not(tmp_path: Path) -> None:
 def test_what_is_not_there_weighs_nothing(tmp_path: Path) -> None:
     assert tree.size(str(tmp_path / "nosuch")) == 0
     tree.remove(str(tmp_path / "nosuch"))
+
+
+def test_a_container_that_has_them_does_not_keep_others_from_being_listed(deep: Path) -> None:
+    """One RecursionError would be the answer to every `docker ps --size` and `docker system df`."""
+    assert walk.usage(deep) == Usage(1234, DEPTH + 2)
+    tree.remove(str(deep))
+
+
+def test_nor_one_that_moves_them_about(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"tree/{number}/a/b/c").mkdir(parents=True)
+    (tmp_path / "aside").mkdir()
+    ended = threading.Event()
+
+    def move() -> None:
+        while not ended.is_set():
+            for number in range(20):
+                os.rename(tmp_path / f"tree/{number}/a/b", tmp_path / f"aside/{number}")
+                os.rename(tmp_path / f"aside/{number}", tmp_path / f"tree/{number}/a/b")
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        for _ in range(200):
+            assert walk.usage(tmp_path / "tree").size == 0
+    finally:
+        ended.set()
+        mover.join()
