@@ -29,10 +29,11 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         response = web.StreamResponse(headers={"Content-Type": "application/x-tar", **stat_header(found)})
         response.enable_chunked_encoding()
         await response.prepare(request)
+        # Not at the end: the client goes once it has seen the end of the archive.
+        engine.containers.emit(engine.containers.get(name), "archive-path")
         async for chunk in archive.read_path(engine, name, path):
             await response.write(chunk)
         await response.write_eof()
-        engine.containers.emit(engine.containers.get(name), "archive-path")
         return response
 
     async def put(request: web.Request) -> web.StreamResponse:
