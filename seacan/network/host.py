@@ -15,9 +15,10 @@ _SYSCTL = Path("/proc/sys/net")
 def claim() -> socket.socket | None:
     """Say that this network namespace is ours to manage, for as long as the socket is open; None if it is another's.
 
-    Names of abstract sockets belong to the namespace, and go with the process.
+    Names of abstract sockets belong to the namespace, and go with the process. Containers of the host's network reach
+    it (CVE-2020-15257), so it is of a kind that takes nothing from anybody unless it listens, which it does not.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.bind("\0seacan-network")
     except OSError as error:
