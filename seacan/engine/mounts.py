@@ -227,7 +227,7 @@ def _volume(spec: Mount, mount: MountPoint) -> None:
 
 def _check_subpath(spec: Mount, subpath: str) -> None:
     clean = posixpath.normpath(subpath)
-    if clean.startswith("/") or clean == ".." or clean.startswith("../"):
+    if clean == ".." or clean.startswith(("/", "../")):
         raise _refused(spec, "subpath must be a relative path within the volume")
 
 

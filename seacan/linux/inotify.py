@@ -52,7 +52,7 @@ class Inotify:
 
     def read(self) -> list[Event]:
         """What has happened since the last call; empty when nothing."""
-        events = []
+        events: list[Event] = []
         while True:
             try:
                 data = os.read(self._fd, 16384)

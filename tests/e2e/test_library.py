@@ -16,10 +16,11 @@ Program = Callable[[str], subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def program(folder: Path, host: Host, busybox: Path) -> Program:
-    """Run a Python program on the host, with engine folders of its own and ``busybox`` loaded."""
+def program(folder: Path, new_host: Callable[..., Host], busybox: Path) -> Program:
+    """Run a Python program on a host without another engine, with engine folders of its own and ``busybox`` loaded."""
     import uuid
 
+    host = new_host()
     place = folder / f"library-{uuid.uuid4().hex[:8]}"
     parent = f"/seacan-library-{uuid.uuid4().hex[:8]}"
     prelude = (

@@ -54,6 +54,7 @@ def test_stopping_what_is_stopped_is_no_error(daemon: Daemon) -> None:
 def test_start_again_keeps_the_files_and_has_a_new_pid(daemon: Daemon) -> None:
     start(daemon, "busybox", "sh", "-c", "echo x >> /count; cat /count | wc -l; sleep 600")
     pid = daemon.inspect("c1")["State"]["Pid"]
+    eventually(lambda: daemon.out("logs", "c1") == "1")
     daemon.docker("restart", "-t", "0", "c1")
     assert daemon.inspect("c1")["State"]["Pid"] != pid
     eventually(lambda: daemon.out("logs", "c1").split() == ["1", "2"])

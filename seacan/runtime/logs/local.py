@@ -160,7 +160,7 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 def boundary(data: bytes, least: int) -> int:
     """Where the entry ends that reaches ``least`` bytes into ``data`` (which begins with an entry)."""
-    at = 0
+    at: int = 0
     while True:
         at += _LENGTH.unpack_from(data, at)[0] + 8
         if at >= least:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -189,7 +190,10 @@ def test_signals_can_be_sent_to_everyone(bundles: Bundles) -> None:
         signal.sigtimedwait([], 0.01)
     container.kill(signal.SIGKILL, everyone=True)
     wait(container.pidfd)
-    assert container.processes() == []
+    deadline = time.monotonic() + 10
+    while container.processes():  # the other one dies in its own time
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_reap_says_none_while_the_process_runs(bundles: Bundles) -> None:
