@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ DEPTH = 3000
 
 
 @pytest.fixture
-def deep(tmp_path: Path) -> Path:
+def deep(tmp_path: Path) -> Iterator[Path]:
     top = tmp_path / "deep"
     top.mkdir()
     here = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
@@ -27,7 +29,8 @@ def deep(tmp_path: Path) -> Path:
     os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=here))
     os.truncate(f"/proc/self/fd/{here}/file", 1234)
     os.close(here)
-    return top
+    yield top
+    subprocess.run(["rm", "-rf", str(top)], check=True)  # pytest's own cleaning recurses
 
 
 def test_they_are_measured_and_deleted(deep: Path) -> None:
