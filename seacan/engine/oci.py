@@ -654,8 +654,9 @@ def _image(point: MountPoint, rootfs: Rootfs | None) -> Mount:
     if isinstance(rootfs, OverlayRoot) and len(rootfs.lower) > 1:
         if subpath:
             raise Unsupported(f"cannot mount a subpath of image {point.source}: it has more than one layer")
-        lower = ":".join(layer.replace("\\", "\\\\").replace(":", "\\:") for layer in rootfs.lower)
-        return Mount(point.destination, "overlay", "overlay", ["ro", f"lowerdir={lower}", *rootfs.options])
+        # One option a layer: a single one holds 255 bytes.
+        lower = [f"lowerdir+={layer}" for layer in rootfs.lower]
+        return Mount(point.destination, "overlay", "overlay", ["ro", *lower, *rootfs.options])
     source = rootfs.path if isinstance(rootfs, DirectoryRoot) else rootfs.lower[0]
     options = ["rbind", "rro" if host().recursive_read_only else "ro", DEFAULT_PROPAGATION]
     if subpath:

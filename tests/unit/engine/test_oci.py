@@ -328,7 +328,7 @@ class TestMounts:
         assert one is not None
         assert two is not None
         assert {"ro", "rro"} & set(one.options)
-        assert two.options == ["ro", "lowerdir=/a:/b\\:c"]
+        assert two.options == ["ro", "lowerdir+=/a", "lowerdir+=/b:c"]
 
     @pytest.mark.parametrize(
         ("subpath", "words"),
