@@ -505,7 +505,7 @@ def copy_(client: Client, arguments: list[str], *, insecure: list[str]) -> None:
 _HERE = "seacan.cli.image"
 VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "bootstrap": (f"{_HERE}:bootstrap", "Make base images from the distribution's packages"),
-    "copy": (f"{_HERE}:copy_", "Copy an image between registries, OCI layouts and archives"),
+    "copy": (f"{_HERE}:copy_", "Copy an image between registries, OCI layouts and archives, without unpacking it"),
     "history": (f"{_HERE}:history", "Show the history of an image"),
     "import": (f"{_HERE}:import_", "Import the contents from a tarball to create a filesystem image"),
     "inspect": (f"{_HERE}:inspect", "Display detailed information on one or more images"),

@@ -20,12 +20,12 @@ AT_SYMLINK_NOFOLLOW: Final = 0x100
 _X86_64 = {
     "pivot_root": 155, "capget": 125, "capset": 126, "keyctl": 250, "ioprio_set": 251, "ioprio_get": 252,
     "setns": 308, "sched_setattr": 314, "sched_getattr": 315, "seccomp": 317, "execveat": 322, "prlimit64": 302,
-    "set_mempolicy": 238, "gettid": 186,
+    "set_mempolicy": 238, "gettid": 186, "rt_sigaction": 13,
 }  # fmt: skip
 _GENERIC = {
     "pivot_root": 41, "capget": 90, "capset": 91, "keyctl": 219, "ioprio_set": 30, "ioprio_get": 31,
     "setns": 268, "sched_setattr": 274, "sched_getattr": 275, "seccomp": 277, "execveat": 281, "prlimit64": 261,
-    "set_mempolicy": 237, "gettid": 178,
+    "set_mempolicy": 237, "gettid": 178, "rt_sigaction": 134,
 }  # fmt: skip
 _COMMON = {
     "pidfd_send_signal": 424, "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432,
@@ -89,7 +89,15 @@ CLONE_INTO_CGROUP: Final = 0x200000000
 # PyDLL: the child must leave the call with the interpreter lock, as no other thread will exist to hand it over.
 _clone3 = _system_call("clone3", c_void_p, c_size_t, library=ctypes.PyDLL(None, use_errno=True))
 _unshare = _libc("unshare", c_int)
+_rt_sigaction = _system_call("rt_sigaction", c_int, c_char_p, c_void_p, c_size_t)
+_DEFAULT_ACTION = bytes(32)
 _setns = _libc("setns", c_int, c_int)
+
+
+def default_signal(number: int) -> None:
+    """SIG_DFL for any signal, the two that the C library keeps for itself (32 and 33) and refuses to touch included."""
+    if _rt_sigaction(number, _DEFAULT_ACTION, None, 8) < 0:
+        raise fail(f"signal {number}")
 
 
 def clone3(flags: int, *, exit_signal: int = 17, cgroup: int = -1) -> tuple[int, int]:

@@ -9,7 +9,8 @@ import _socket as socket  # socket.socket is a Python class over it: memory that
 import array
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,7 @@ BUFFER_SIZE = 1 << 20
 """Socket buffer, and so the longest packet, of either end."""
 
 _SO_SNDBUFFORCE = 32
+T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 _FD_SIZE = array.array("i").itemsize
 
@@ -85,21 +87,29 @@ def send(channel: socket.socket, message: msgspec.Struct, fds: Sequence[int] = (
         channel.send(_encode(message), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
 
+def _insist(receive: Callable[[], T]) -> T:
+    """When the other side goes without reading everything, that is an error once; what it had sent is behind it."""
+    try:
+        return receive()
+    except ConnectionResetError:
+        return receive()
+
+
 def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
     """Take one packet: its bytes and the descriptors, which are now the caller's to close. None at the end.
 
     Raises BlockingIOError when there is none yet.
     """
     try:
-        try:
-            size = channel.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT)
-        except ConnectionResetError:
-            # The other side has gone without reading everything; what it had sent is still here, behind the error.
-            size = channel.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT)
+        size = _insist(
+            lambda: channel.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT)
+        )
         if not size:
             return None
-        data, control, _, _ = channel.recvmsg(
-            size, socket.CMSG_SPACE(MAX_FDS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        data, control, _, _ = _insist(
+            lambda: channel.recvmsg(
+                size, socket.CMSG_SPACE(MAX_FDS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+            )
         )
     except (ConnectionResetError, BrokenPipeError):
         return None

@@ -526,8 +526,14 @@ _INHERITED_SIGNALS: Final = (1, 2, 3, 10, 12, 13, 14, 15, 17, 18, 20, 21, 22, 25
 """What a caller, nohup(1) or Python itself ignores or handles: HUP to TERM, CHLD, job control, PIPE, XFSZ."""
 
 
+_RESERVED_SIGNALS: Final = (32, 33)
+"""The C library's own, which a caller may ignore by the bare system call (Go's runtime, for one)."""
+
+
 def reset_signals() -> None:
     """Default dispositions and an empty mask: an ignored signal and the mask would survive execve."""
     for number in _INHERITED_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    for number in _RESERVED_SIGNALS:
+        k.default_signal(number)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -6,6 +6,8 @@ import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -193,3 +195,20 @@ def test_the_state_on_disk_is_private(bundles: Bundles) -> None:
     container = bundles.start()
     assert Path(container.folder).stat().st_mode & 0o777 == 0o700
     assert Path(container.folder, "state.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_signals_of_the_c_library_are_not_left_ignored() -> None:
+    """A caller may ignore 32 and 33 by the bare system call; no function of the C library would undo it."""
+    program = (
+        "import ctypes, os, sys; libc = ctypes.CDLL(None)\n"
+        "action = (1).to_bytes(8, 'little') + bytes(24)\n"
+        "assert libc.syscall(ctypes.c_long(k.NUMBERS['rt_sigaction']), 32, action, None, 8) == 0\n"
+        "k.default_signal(32) if sys.argv[1] == 'reset' else None\n"
+        "print(int([x for x in open('/proc/self/status') if x.startswith('SigIgn')][0].split()[1], 16) >> 31 & 1)\n"
+    )
+    prelude = "from seacan.linux import syscalls as k\n"
+    for how, ignored in (("keep", "1"), ("reset", "0")):
+        done = subprocess.run(
+            [sys.executable, "-c", prelude + program, how], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == ignored
