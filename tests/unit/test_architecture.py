@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,9 +29,19 @@ PLAIN_DATA = {"seacan.errors", "seacan.engine.config", "seacan.engine.options"}
 """Words that every layer may use: they import nothing but each other."""
 
 
+def parsed(path: Path) -> ast.Module:
+    """``ast.parse``; CPython counts its depth for all threads together, and gives up when two parse (gh-106905)."""
+    for _ in range(5):
+        try:
+            return ast.parse(path.read_text())
+        except SystemError:
+            time.sleep(0.05)
+    return ast.parse(path.read_text())
+
+
 def imported(path: Path) -> Iterator[tuple[int, str]]:
     """Line and name of each module of ours that is imported to be used (not for a type alone)."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     typing_only = {
         id(child)
         for node in ast.walk(tree)
