@@ -220,6 +220,8 @@ def test_detach_keys_leave_the_container_running_and_attach_returns(daemon: Daem
 def test_an_attached_terminal_survives_a_restart_of_the_daemon(daemon: Daemon) -> None:
     with terminal(daemon, "run", "-it", "--name", "c1", *NONE, "busybox", "sh") as (master, _):
         expect(master, "# ")
+        # The prompt is there before the client has its answer to the start, without which it would give up.
+        time.sleep(1)
         daemon.kill()
         os.write(master, b"echo $((6*7))\n")
         expect(master, "42")
