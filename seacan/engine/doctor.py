@@ -423,6 +423,11 @@ def _network(options: EngineOptions) -> Iterator[Finding]:
     yield Finding("network", "drivers", "ok", ", ".join(fine))
     for finding in doctor.examine():
         yield Finding("network", "firewall", "limited", finding.problem, finding.remedy)
+    slow = doctor.slow_path()
+    if slow is None:
+        yield Finding("network", "fast path", "ok", "packets between containers pass by the bridge")
+    else:
+        yield Finding("network", "fast path", "limited", slow.problem, slow.remedy)
 
 
 def _make_link(kind: str) -> None:

@@ -150,6 +150,11 @@ class NetlinkSocket:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    @property
+    def port(self) -> int:
+        """The address the kernel has given the socket; 0 before its first request."""
+        return int(self._socket.getsockname()[0])
+
     def close(self) -> None:
         self._socket.close()
 

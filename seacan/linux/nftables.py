@@ -7,7 +7,9 @@ with data passed in 32-bit registers: a key that concatenates fields takes as ma
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from seacan.linux.netlink import (
     NETLINK_NETFILTER,
     NLM_F_APPEND,
     NLM_F_CREATE,
+    SOL_NETLINK,
     Message,
     NetlinkError,
     NetlinkSocket,
@@ -42,6 +45,12 @@ _BATCH_BEGIN, _BATCH_END = 16, 17
 NF_DROP, NF_ACCEPT, NFT_RETURN, NFT_JUMP, NFT_GOTO = 0, 1, -5, -3, -4
 
 HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
+
+_SO_ATTACH_FILTER = 26
+_NETLINK_ADD_MEMBERSHIP = 1
+_NFNLGRP_NFTABLES = 7
+_NLMSG_PID = 12
+_LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 
 SET_INTERVAL, SET_MAP, SET_CONCAT = 0x4, 0x8, 0x80
 _INTERVAL_END = 1
@@ -354,6 +363,26 @@ def commit(sock: NetlinkSocket, batches: Iterable[Batch]) -> None:
 
 def open_socket(fd: int | None = None) -> NetlinkSocket:
     return NetlinkSocket(NETLINK_NETFILTER, fd)
+
+
+def open_monitor(ours: NetlinkSocket) -> socket.socket:
+    """A non-blocking socket that becomes readable when anybody's rules change, unless it was by way of ``ours``."""
+    monitor = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    try:
+        monitor.setblocking(False)
+        # One transaction is one sender's. Classic BPF (filter.rst of the kernel) loads words in network byte order.
+        sender = int.from_bytes(struct.pack("=I", ours.port), "big")
+        drop, keep = (_RETURN, 0, 0, 0), (_RETURN, 0, 0, 1 << 16)
+        code = [(_LOAD_WORD, 0, 0, _NLMSG_PID), (_JUMP_EQUAL, 0, 1, sender), drop, keep]
+        program = b"".join(struct.pack("=HBBI", *one) for one in code)
+        held = ctypes.create_string_buffer(program, len(program))
+        monitor.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(code), ctypes.addressof(held)))
+        monitor.bind((0, 0))
+        monitor.setsockopt(SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+    except BaseException:
+        monitor.close()
+        raise
+    return monitor
 
 
 @dataclass(frozen=True, slots=True)

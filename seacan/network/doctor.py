@@ -17,6 +17,7 @@ from pathlib import Path
 from seacan.linux import nftables as nft
 from seacan.linux.netlink import NetlinkError, NetlinkSocket
 from seacan.linux.nftables import ChainInfo
+from seacan.network import fastpath
 from seacan.network.firewall import TABLE
 
 _FORWARD = nft.HOOKS["forward"]
@@ -105,6 +106,20 @@ def examine() -> list[Finding]:
             )
         )
     return findings
+
+
+def slow_path() -> Finding | None:
+    """Why packets between containers of a network go through bridge and rules, which is slower; None if they do not."""
+    what = "traffic between containers goes through bridge and rules, which is slower"
+    lacks = fastpath.missing()
+    if lacks is not None:
+        return Finding(f"{what}: {lacks}", "use Linux 6.6 or later with CONFIG_BPF_SYSCALL and CONFIG_NET_XGRESS")
+    try:
+        with nft.open_socket() as sock:
+            reason = fastpath.obstacle(sock)
+    except (NetlinkError, OSError) as error:
+        reason = f"the firewall cannot be examined: {error}"
+    return None if reason is None else Finding(f"{what}: {reason}", "none is needed if that is as you want it")
 
 
 def warnings() -> list[str]:

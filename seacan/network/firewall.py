@@ -357,26 +357,31 @@ def _family_entries(spec: NetworkSpec, version: int, number: bytes, direct: bool
     return entries
 
 
+def endpoint_addresses(endpoint: Endpoint) -> list[IPAddress]:
+    """Every address that is an endpoint's own, with those its link-local ones that the kernel derives from the MAC."""
+    addresses: list[IPAddress] = [ipaddress.ip_address(one) for one in (endpoint.address4, endpoint.address6) if one]
+    addresses += [ipaddress.ip_interface(one).ip for one in endpoint.link_local]
+    if endpoint.driver == "bridge" or any(address.version == 6 for address in addresses):
+        addresses.append(link_local(endpoint.mac))
+    return list(dict.fromkeys(addresses))
+
+
 def endpoint_entries(spec: NetworkSpec, endpoint: Endpoint) -> list[Entry]:
     """The elements of one container in one network, its published ports included."""
     entries: list[Entry] = []
-    addresses = [ipaddress.ip_address(one) for one in (endpoint.address4, endpoint.address6) if one]
-    addresses += [ipaddress.ip_interface(one).ip for one in endpoint.link_local]
     port = nft.ifname(endpoint.interface)
     if spec.driver == "bridge":
         mac = mac_bytes(endpoint.mac)
         entries.append(Entry(BRIDGE, "mac", Element(mac)))
         entries.append(Entry(BRIDGE, "own", Element(nft.key(port, mac))))
-        for address in dict.fromkeys([*addresses, link_local(endpoint.mac)]):
+        for address in endpoint_addresses(endpoint):
             bind = Element(nft.key(port, mac, address.packed))
             entries.append(Entry(BRIDGE, f"bind{address.version}", bind))
             entries.append(Entry(BRIDGE, f"address{address.version}", Element(address.packed)))
     elif spec.driver == "routed":
-        if addresses and any(address.version == 6 for address in addresses):
-            addresses.append(link_local(endpoint.mac))
         entries += [
             Entry(INET, f"source{address.version}", Element(nft.key(port, address.packed)))
-            for address in dict.fromkeys(addresses)
+            for address in endpoint_addresses(endpoint)
         ]
     else:
         return []

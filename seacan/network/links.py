@@ -23,6 +23,7 @@ from pathlib import Path
 from seacan.errors import Conflict, InvalidParameter, NotFound, System, Unsupported
 from seacan.linux import rtnetlink as rt
 from seacan.linux.netlink import NETLINK_ROUTE, Message, NetlinkError, NetlinkSocket
+from seacan.network.fastpath import FastPath
 from seacan.network.firewall import FIRST_GROUP, ROUTER, interface_group
 from seacan.network.model import (
     ENDPOINT_SYSCTLS,
@@ -88,9 +89,11 @@ class Links:
         self.hairpin = False
         """Whether a bridge's port must be able to send back what came in by it: so if bridged packets pass through
         the IP layer's firewall (br_netfilter), where a container's packet to its own published port stays one."""
+        self.fast_path = FastPath(self.socket)
         self._indexes: dict[str, int] = {}
 
     def close(self) -> None:
+        self.fast_path.close()
         self.socket.close()
 
     # --- networks --------------------------------------------------------------------------------------------------
@@ -356,6 +359,7 @@ class Links:
                     messages.append(rt.new_route(ipaddress.ip_network(address), near.index, replace=True))
                     messages.append(rt.new_neighbour(near.index, address, endpoint.mac))
         self.socket.request(messages)
+        self.fast_path.connect(spec, endpoint, near.index)
         return near.link
 
     def _veth(

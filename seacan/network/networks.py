@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import os
@@ -28,7 +29,7 @@ from seacan.engine.options import EngineOptions
 from seacan.errors import Conflict, Forbidden, InvalidParameter, NotFound, SeacanError, System
 from seacan.linux import nftables, rtnetlink
 from seacan.linux.netlink import NetlinkError
-from seacan.network import creation, files, host, ipam
+from seacan.network import creation, fastpath, files, host, ipam
 from seacan.network import endpoints as endpoints_
 from seacan.network.creation import NetworkCreateRequest
 from seacan.network.firewall import Entry, Firewall, endpoint_entries, link_entries, network_entries, port_entries
@@ -63,6 +64,8 @@ DEFAULT_BRIDGE_NAME = "seacan0"
 _PORTS = "network-ports"
 _DNS = "network-dns"
 _AT_ONCE = 128
+_IDLE = 0.25
+"""Seconds without a start after which there is time for what holds the kernel up."""
 _STATE = (
     "CREATE TABLE network_state (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;",
     "ALTER TABLE network_endpoint ADD COLUMN created INTEGER NOT NULL DEFAULT 0;",
@@ -124,6 +127,10 @@ class Networks:
         self._creating = asyncio.Lock()
         self._claim: socket.socket | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._attaching: asyncio.Task[None] | None = None
+        self._monitor: socket.socket | None = None
+        self._joined = 0.0
+        """When a container was last put into a network, as time.monotonic tells it."""
         self._forwarding_is_ours: frozenset[int] = frozenset()
         """The IP versions that the host forwards only because we made it."""
         self._ipv6_host = host.has_ipv6()
@@ -182,12 +189,40 @@ class Networks:
             except (SeacanError, OSError) as error:
                 log.error("network %s: %s", spec.name, error)
         await self._restate()
+        await self._restate_fast_path()
+        self._monitor = nftables.open_monitor(self._firewall.socket)
+        asyncio.get_running_loop().add_reader(self._monitor, self._rules_changed)
+
+    def _rules_changed(self) -> None:
+        """Somebody else's rules have changed: perhaps they are about bridged packets now."""
+        if self._monitor is None:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    self._monitor.recv(1 << 16)
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:  # more than the socket holds: it is the change that counts
+                        raise
+        self._spawn(self._review_fast_path())
+
+    async def _review_fast_path(self) -> None:
+        fast_path = self._kernel_links.fast_path
+        if self._options.iptables and fast_path.possible:
+            obstructed = await self._run(fastpath.obstacle, self._rules.socket) is not None
+            if obstructed is fast_path.active:
+                await self._restate_fast_path()
 
     async def close(self) -> None:
         """Stop answering; containers, rules and interfaces stay as they are."""
-        for task in list(self._background):
+        if self._monitor is not None:
+            asyncio.get_running_loop().remove_reader(self._monitor)
+            self._monitor.close()
+            self._monitor = None
+        tasks = [*self._background, *([self._attaching] if self._attaching else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._resolver.close()
         for attachment in self._attachments.values():
             for relay in attachment.relays.values():
@@ -216,6 +251,7 @@ class Networks:
             await self._hold_ports(attachment)
             await self._resume_names(attachment)
         await self._restate()
+        await self._restate_fast_path()
         self._spawn(self._remove_orphans())
 
     async def _run(self, function: Callable[..., T], *arguments: object) -> T:
@@ -229,8 +265,9 @@ class Networks:
 
     async def settled(self) -> None:
         """Wait until nothing goes on in the background: sockets handed to shims, interfaces tidied away."""
-        while self._background:
-            await asyncio.gather(*self._background, return_exceptions=True)
+        while self._background or self._attaching:
+            tasks = [*self._background, *([self._attaching] if self._attaching else [])]
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
@@ -260,13 +297,53 @@ class Networks:
         except NetlinkError as error:
             raise System(f"cannot write the nftables rules of the engine's networks: {error}") from error
 
-    async def _change(self, add: Sequence[Entry] = (), remove: Sequence[Entry] = ()) -> None:
-        """Change the firewall's elements; if they are not what we think they are, state all of them anew."""
+    async def _restate_fast_path(self) -> None:
+        endpoints = [endpoint for one in self._attachments.values() for endpoint in one.endpoints]
+        await self._run(self._fit_fast_path, endpoints)
+        self._attach_fast_path()
+
+    def _fit_fast_path(self, endpoints: Sequence[Endpoint]) -> None:
+        obstacle = "there are no rules" if not self._options.iptables else fastpath.obstacle(self._rules.socket)
+        if obstacle is not None:
+            log.info("packets between containers go by the bridge: %s", obstacle)
+        self._kernel_links.fast_path.restate(self._networks, endpoints, wanted=obstacle is None)
+
+    def _attach_fast_path(self) -> None:
+        """See to links that wait for the fast path, once no container has been started for a while."""
+        if self._attaching is None and self._kernel_links.fast_path.waiting:
+            self._attaching = asyncio.create_task(self._attach_when_idle())
+            self._attaching.add_done_callback(self._attached)
+
+    def _attached(self, task: asyncio.Task[None]) -> None:
+        self._attaching = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("network: %s", error)
+
+    async def _attach_when_idle(self) -> None:
+        fast_path = self._kernel_links.fast_path
+        while fast_path.waiting:
+            await asyncio.sleep(max(0, self._joined + _IDLE - time.monotonic()))
+            await self._run(fast_path.attach)
+
+    async def _change(
+        self, add: Sequence[Entry] = (), remove: Sequence[Entry] = (), gone: Sequence[Endpoint] = ()
+    ) -> None:
+        """Change the firewall's elements; if they are not what we think they are, state all of them anew.
+
+        Endpoints that are ``gone`` leave the fast path first.
+        """
         if not add and not remove:
             return
-        firewall = self._rules
+        firewall, fast_path = self._rules, self._kernel_links.fast_path
+        leaving = [(self._networks[one.network], one) for one in gone]
+
+        def change() -> None:
+            for spec, endpoint in leaving:
+                fast_path.disconnect(spec, endpoint)
+            firewall.change(add, remove)
+
         try:
-            await self._run(firewall.change, add, remove)
+            await self._run(change)
         except NetlinkError as error:
             log.warning("nftables elements are not as expected (%s): writing all of them anew", error)
             await self._restate()
@@ -834,6 +911,7 @@ class Networks:
                     if fd is not None:
                         os.close(fd)
 
+        self._joined = time.monotonic()
         try:
             sockets = await self._run(connect)
         except SeacanError as error:
@@ -845,6 +923,7 @@ class Networks:
                 one.close()
             return
         attachment.store = store
+        self._attach_fast_path()
         if sockets:
             self._answer_names(attachment, sockets)
         for endpoint in attachment.endpoints:
@@ -879,7 +958,7 @@ class Networks:
         entries = self._entries(attachment)
         endpoints = attachment.endpoints
         self._forget_endpoints(container)
-        await self._change(remove=entries)
+        await self._change(remove=entries, gone=endpoints)
         self._forget_flows(endpoints)
 
     def _entries(self, attachment: _Attachment) -> list[Entry]:
@@ -1184,6 +1263,8 @@ class Networks:
             if isinstance(error, OSError):
                 raise System(f"failed to connect container {container.name} to {spec.name}: {error}") from error
             raise
+        self._joined = time.monotonic()
+        self._attach_fast_path()
         await self._serve_names(attachment, sandbox)
         self._tell_names(endpoint)
         return next(one for one in attachment.endpoints if one.id == endpoint.id)
@@ -1220,7 +1301,7 @@ class Networks:
         self._resolver.forget(spec.id, endpoint.id)
         bare = msgspec.structs.replace(endpoint, ports=())
         await self._move_gateways(attachment, before, sandbox)
-        await self._change(remove=endpoint_entries(spec, bare))
+        await self._change(remove=endpoint_entries(spec, bare), gone=[bare])
         if sandbox is not None and sandbox.netns is not None and spec.driver not in ("host", "null"):
             cleaner = self._cleaner
             if cleaner is not None:

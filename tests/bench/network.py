@@ -296,6 +296,7 @@ async def _packets_async(folder: Path) -> list[Row]:
                 request = PortRequest(bindings=ports if number == 1 else {})
                 endpoints = await networks.allocate(_identity(number), {"bridge": EndpointSettings()}, request)
                 await networks.join(endpoints, space)
+            await networks.settled()
             target = networks.endpoints_of(_identity(1).id)[0].address4
             rows = []
             for what, unit, pair in (

@@ -23,6 +23,7 @@ from seacan.engine.database import Database
 from seacan.engine.options import EngineOptions
 from seacan.linux import rtnetlink as rt
 from seacan.linux.netlink import NETLINK_ROUTE, NetlinkSocket
+from seacan.network import networks as networks_module
 from seacan.network.links import inside
 from seacan.network.model import ContainerIdentity, Endpoint, PortRequest
 from seacan.network.networks import Networks
@@ -315,8 +316,10 @@ Run = Callable[..., Awaitable[tuple[Space, list[Endpoint]]]]
 
 
 @pytest.fixture
-def run(networks: Networks, new_space: Callable[[], Space]) -> Run:
+def run(networks: Networks, new_space: Callable[[], Space], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Start a container: ``await run("name", "network", …, ports={"80/tcp": [("0.0.0.0", "8080")]})``."""
+
+    monkeypatch.setattr(networks_module, "_IDLE", 0)
 
     async def begin(
         name: str,
@@ -339,6 +342,7 @@ def run(networks: Networks, new_space: Callable[[], Space]) -> Run:
             identity, asked, PortRequest(bindings=bindings, exposed=tuple(exposed)), links=links
         )
         await engine.join(endpoints, space)
+        await engine.settled()
         return space, endpoints
 
     return begin
