@@ -6,6 +6,7 @@ same words. Nothing is left behind.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -94,6 +96,8 @@ def tour(demo: Demo, daemon: Daemon) -> None:
     demo.show("run --rm --memory 32m --memory-swap 32m busybox sh -c 'dd if=/dev/zero of=/dev/shm/x bs=1M count=60'",
               expect=137)  # fmt: skip
 
+    build_and_ship(demo)
+
     demo.say("No crash of ours stops a container: kill -9 the engine, and start another.")
     demo.show("run -d --name counter busybox sh -c 'i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done'")
     launcher = daemon.launcher_pids()
@@ -122,6 +126,51 @@ def tour(demo: Demo, daemon: Daemon) -> None:
             times.append((time.perf_counter() - begun) * 1000)
         print(f"  {name:<15} median {sorted(times)[10]:.1f} ms, fastest {min(times):.1f} ms")
     api.close()
+
+
+DOCKERFILE = """\
+FROM busybox AS page
+RUN mkdir /www && echo "built $(date +%Y)" > /www/index.html
+
+FROM busybox
+COPY --from=page /www /www
+EXPOSE 80
+CMD ["httpd", "-f", "-p", "80", "-h", "/www"]
+"""
+
+
+def build_and_ship(demo: Demo) -> None:
+    """Build an image, push it to a registry of ours, lose it, pull it back, and run it."""
+    demo.say("Build, ship, run. This is the Dockerfile:")
+    context = demo.daemon.folder / "app"
+    context.mkdir()
+    (context / "Dockerfile").write_text(DOCKERFILE)
+    print("".join(f"  {line}\n" for line in DOCKERFILE.splitlines()), end="")
+    demo.show(f"build -t 127.0.0.1:5000/app {context}", client=SEACAN)
+    with registry(demo):
+        demo.show("push 127.0.0.1:5000/app")
+        demo.show("rmi 127.0.0.1:5000/app")
+        demo.show("run -d --name app -p 8080:80 127.0.0.1:5000/app")
+        demo.show("ps --format 'table {{.Image}}\\t{{.Command}}\\t{{.Ports}}'")
+        page = demo.daemon.host.run("busybox", "wget", "-qO-", "http://127.0.0.1:8080/").stdout
+        print(f"{BOLD}$ wget -qO- http://127.0.0.1:8080/{PLAIN}\n  {page}", end="", flush=True)
+    demo.show("rm -f app")
+
+
+@contextlib.contextmanager
+def registry(demo: Demo) -> Iterator[None]:
+    """``seacan registry serve`` on the demo's host."""
+    command = ["registry", "serve", "--root", str(demo.daemon.folder / "registry"), "--listen", "127.0.0.1:5000"]
+    print(f"{BOLD}$ seacan {' '.join(command)} &{PLAIN}", flush=True)
+    process = subprocess.Popen(demo.daemon.host.command(*SEACAN, *command), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        print(f"  {process.stdout.readline()}", end="", flush=True)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
 
 
 if __name__ == "__main__":
