@@ -23,6 +23,7 @@ _BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 _MODULES = (
     "veth", "bridge", "br_netfilter", "nf_tables", "nft_ct", "nft_masq", "nft_nat", "nft_chain_nat",
     "nft_fib_ipv4", "nft_fib_ipv6", "nft_fib_inet", "nft_reject_inet", "nf_conntrack",
+    "8021q", "dummy", "macvlan", "ipvlan",
 )  # fmt: skip
 
 _INIT = """#!/bin/busybox sh

@@ -454,7 +454,7 @@ def _make_link(kind: str) -> None:
             case "macvlan":
                 sock.request([rtnetlink.new_macvlan("macvlan0", bridge.index, "bridge", namespace)])
             case "ipvlan":
-                sock.request([rtnetlink.new_ipvlan("ipvlan0", bridge.index, 0)])
+                sock.request([rtnetlink.new_ipvlan("ipvlan0", bridge.index, "l2")])
             case "vlan":
                 sock.request([rtnetlink.new_vlan("vlan0", bridge.index, 10)])
 

@@ -70,6 +70,8 @@ IFLA_INFO_SLAVE_KIND = 4
 IFLA_INFO_SLAVE_DATA = 5
 VETH_INFO_PEER = 1
 IFLA_MACVLAN_MODE = 1
+IFLA_IPVLAN_MODE = 1
+IFLA_IPVLAN_FLAGS = 2
 IFLA_VLAN_ID = 1
 IFLA_BR_FORWARD_DELAY = 1
 IFLA_BR_STP_STATE = 5
@@ -120,6 +122,8 @@ _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxHiHBB")
 
+IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
+IPVLAN_FLAGS = {"bridge": 0, "private": 1, "vepa": 2}
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 
 
@@ -209,10 +213,17 @@ def new_vlan(name: str, parent: int, vlan: int) -> Message:
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"create VLAN interface {name}")
 
 
-def new_ipvlan(name: str, parent: int, mode: int) -> Message:
-    """An ipvlan in the caller's namespace; used to find out whether the kernel has the driver at all."""
+def new_ipvlan(
+    name: str, parent: int, mode: str, netns: int | None = None, *, flag: str = "bridge", mtu: int = 0
+) -> Message:
+    """An ipvlan on top of ``parent``, made inside the namespace ``netns`` (None: the caller's), left down."""
     body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + text(IFLA_IFNAME, name) + u32(IFLA_LINK, parent)
-    body += _kind("ipvlan", u16(1, mode))
+    if netns is not None:
+        body += u32(IFLA_NET_NS_FD, netns)
+    if mtu:
+        body += u32(IFLA_MTU, mtu)
+    data = u16(IFLA_IPVLAN_MODE, IPVLAN_MODES[mode]) + u16(IFLA_IPVLAN_FLAGS, IPVLAN_FLAGS[flag])
+    body += _kind("ipvlan", data)
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"create ipvlan {name}")
 
 

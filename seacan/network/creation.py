@@ -13,12 +13,13 @@ import msgspec
 
 from seacan.engine.config import Model
 from seacan.errors import Forbidden, InvalidParameter, NotFound, Unsupported
-from seacan.linux.rtnetlink import MACVLAN_MODES
+from seacan.linux.rtnetlink import IPVLAN_FLAGS, IPVLAN_MODES, MACVLAN_MODES
 from seacan.network import ipam
 from seacan.network.model import (
     BRIDGE_NAME,
     GATEWAY_MODE_IPV4,
     GATEWAY_MODE_IPV6,
+    IPVLAN_FLAG,
     IPVLAN_MODE,
     MACVLAN_MODE,
     MTU,
@@ -237,9 +238,13 @@ def _check_options(driver: str, options: Mapping[str, str], *, internal: bool) -
             raise InvalidParameter(
                 f"requested macvlan mode '{mode}' is not valid, 'bridge' mode is the macvlan driver default"
             )
-    if driver == "ipvlan" and options.get(IPVLAN_MODE, "l2") not in ("l2", "l3", "l3s"):
+    if driver == "ipvlan" and (options.get(IPVLAN_MODE) or "l2") not in IPVLAN_MODES:
         raise InvalidParameter(
             f"requested ipvlan mode '{options[IPVLAN_MODE]}' is not valid, 'l2' mode is the ipvlan driver default"
+        )
+    if driver == "ipvlan" and (options.get(IPVLAN_FLAG) or "bridge") not in IPVLAN_FLAGS:
+        raise InvalidParameter(
+            f"requested ipvlan flag '{options[IPVLAN_FLAG]}' is not valid, 'bridge' is the ipvlan driver default"
         )
     if driver in ("macvlan", "ipvlan") and options.get(PARENT) == "lo":
         raise InvalidParameter(f"loopback interface is not a valid {driver} parent link")
@@ -273,7 +278,7 @@ def _complete(spec: NetworkSpec, pools: Sequence[IPAMPool], choose: Callable[[in
 
 
 def _has_gateway(spec: NetworkSpec, version: int) -> bool:
-    if spec.driver == "ipvlan" and spec.options.get(IPVLAN_MODE, "l2") != "l2":
+    if spec.driver == "ipvlan" and (spec.options.get(IPVLAN_MODE) or "l2") != "l2":
         return False
     return spec.gateway_mode(version) != "isolated"
 

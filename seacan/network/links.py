@@ -28,6 +28,7 @@ from seacan.network.firewall import FIRST_GROUP, ROUTER, interface_group
 from seacan.network.model import (
     ENDPOINT_SYSCTLS,
     INHIBIT_IPV4,
+    IPVLAN_FLAG,
     IPVLAN_MODE,
     MACVLAN_MODE,
     PARENT,
@@ -124,7 +125,8 @@ class Links:
             case "macvlan":
                 self._ensure_parent(spec)
             case "ipvlan":
-                self._check_ipvlan(spec)
+                self._check_ipvlan()
+                self._ensure_parent(spec)
 
     def _ensure_bridge(self, spec: NetworkSpec) -> None:
         name = spec.bridge
@@ -197,7 +199,7 @@ class Links:
         self._request(*messages)
 
     def _ensure_parent(self, spec: NetworkSpec) -> None:
-        """The parent of a macvlan network: an interface of the host, a VLAN of one (made here), or one of our own."""
+        """The parent of a macvlan or ipvlan network: a link of the host, a VLAN of one (made here), or one of ours."""
         name = parent_name(spec)
         if rt.link(self.socket, name) is not None:
             return
@@ -236,16 +238,10 @@ class Links:
                 rt.set_link(self._index(name), up=True), rt.set_link(self._index(far), up=True), rt.settle(name)
             )
 
-    def _check_ipvlan(self, spec: NetworkSpec) -> None:
+    def _check_ipvlan(self) -> None:
         """Find out whether the kernel has ipvlan by asking it for one on an interface that cannot exist."""
-        modes = {"l2": 0, "l3": 1, "l3s": 2}
-        mode = spec.options.get(IPVLAN_MODE, "l2")
-        if mode not in modes:
-            raise InvalidParameter(
-                f"requested ipvlan mode '{mode}' is not valid, 'l2' mode is the ipvlan driver default"
-            )
         try:
-            self.socket.request([rt.new_ipvlan("ipvl-probe", 0x7FFFFFFE, modes[mode])])
+            self.socket.request([rt.new_ipvlan("ipvl-probe", 0x7FFFFFFE, "l2")])
         except NetlinkError as error:
             if error.errno == errno.EOPNOTSUPP:
                 raise Unsupported(
@@ -328,14 +324,19 @@ class Links:
                     self._veth(spec, endpoint, netns, master=self._index(spec.bridge), mtu=spec.mtu)
             case "routed":
                 self._veth(spec, endpoint, netns, mac=HOST_MAC, mtu=spec.mtu)
-            case "macvlan":
+            case "macvlan" | "ipvlan":
                 parent = self._index(parent_name(spec))
-                mode = spec.options.get(MACVLAN_MODE) or "bridge"
                 name = endpoint.container_interface
-                self.socket.request([rt.new_macvlan(name, parent, mode, netns, mac=endpoint.mac, mtu=spec.mtu)])
+                if spec.driver == "macvlan":
+                    mode = spec.options.get(MACVLAN_MODE) or "bridge"
+                    made = rt.new_macvlan(name, parent, mode, netns, mac=endpoint.mac, mtu=spec.mtu)
+                else:
+                    mode, flag = spec.options.get(IPVLAN_MODE) or "l2", spec.options.get(IPVLAN_FLAG) or "bridge"
+                    made = rt.new_ipvlan(name, parent, mode, netns, flag=flag, mtu=spec.mtu)
+                self.socket.request([made])
                 found = rt.link(container, name)
                 if found is None:
-                    raise System(f"macvlan {name} has gone while it was being made")
+                    raise System(f"{spec.driver} {name} has gone while it was being made")
                 return found.index
             case _:
                 raise System(f"network {spec.name}: driver {spec.driver} makes no interfaces")

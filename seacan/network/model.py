@@ -36,6 +36,7 @@ ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
 PARENT = "parent"
 MACVLAN_MODE = "macvlan_mode"
 IPVLAN_MODE = "ipvlan_mode"
+IPVLAN_FLAG = "ipvlan_flag"
 
 PREDEFINED = frozenset({"bridge", "host", "none", "default"})
 """Network names that no user may create or remove."""

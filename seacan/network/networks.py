@@ -422,6 +422,8 @@ class Networks:
         endpoints_.check_options(asked.driver_opts or {})
         if asked.mac_address:
             endpoints_.mac(asked.mac_address)
+            if spec.driver == "ipvlan":
+                raise InvalidParameter("ipvlan interfaces do not support custom mac address assignment")
         for version in (4, 6):
             wanted = asked.ipam_config
             text = (wanted.ipv4_address if version == 4 else wanted.ipv6_address) if wanted else ""
@@ -786,11 +788,11 @@ class Networks:
             link_local.append(f"{address}/{16 if address.version == 4 else 64}")
         return msgspec.structs.replace(
             endpoint,
-            interface="" if spec.driver == "macvlan" else f"veth{secrets.token_hex(4)[:7]}",
+            interface="" if spec.driver in ("macvlan", "ipvlan") else f"veth{secrets.token_hex(4)[:7]}",
             container_interface=endpoints_.interface_name(
                 {one.container_interface for one in attachment.endpoints}, spec, options, container.name
             ),
-            mac=endpoints_.mac(asked.mac_address),
+            mac="" if spec.driver == "ipvlan" else endpoints_.mac(asked.mac_address),
             ipv4=addresses[4],
             ipv6=addresses[6],
             gateway4=endpoints_.gateway(spec, 4, addresses[4]),

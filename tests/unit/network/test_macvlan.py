@@ -94,7 +94,7 @@ async def test_what_cannot_be_is_refused(
 
 async def test_ipvlan_is_refused_where_the_kernel_lacks_it(networks: Networks, host: Space) -> None:
     try:
-        host.links.request([rt.new_ipvlan("probe", 1, 0)])
+        host.links.request([rt.new_ipvlan("probe", 1, "l2")])
     except OSError as error:
         if "not supported" not in str(error):
             pytest.skip("this kernel has ipvlan")
