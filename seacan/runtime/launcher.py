@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -32,12 +33,21 @@ _decode = msgspec.json.Decoder(FromLauncher).decode
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process open as many files as it may: each container needs several. Containers keep the old limit."""
+    """Let this process open as many files as it may: each container needs six. Containers keep the old limit.
+
+    With CAP_SYS_RESOURCE that is as many as the kernel lets anybody, whatever the daemon was started with.
+    """
     global _inherited
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        _inherited = (soft, hard)
+    inherited = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for most in (int(Path("/proc/sys/fs/nr_open").read_text()), inherited[1]):
+        if most <= inherited[0]:
+            return
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, max(most, inherited[1])))
+        except ValueError:  # beyond the hard limit
+            continue
+        _inherited = inherited
+        return
 
 
 class LauncherDied(System):

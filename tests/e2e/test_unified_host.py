@@ -82,8 +82,10 @@ for mode in l3 l3s; do
     say ipvlan_${{mode}}_route 'docker exec first ip route | head -1'
     docker rm -f first >/dev/null; docker network rm one >/dev/null
 done
-say ipvlan_inner 'docker network create -d ipvlan --subnet 10.32.0.0/24 --internal inner >/dev/null; answers inner 10.32.0.1'
-docker network rm inner >/dev/null
+docker network create -d ipvlan --subnet 10.32.0.0/24 --internal inner >/dev/null
+docker run -d --name first --network inner --ip 10.32.0.9 busybox sleep 1000 >/dev/null
+say ipvlan_inner 'answers inner 10.32.0.9'
+docker rm -f first >/dev/null; docker network rm inner >/dev/null
 say links_left 'ip -o link | grep -cE "wire0[.]|dm-|ipvl"'
 say left 'ls -d /sys/fs/cgroup/docker/*/ /sys/fs/cgroup/seacan/*/ 2>/dev/null | wc -l'
 kill $!; wait $!
@@ -154,6 +156,10 @@ def test_containers_of_ipvlan_networks_share_their_parents_mac(said: dict[str, s
 def test_ipvlan_can_route(said: dict[str, str], mode: str) -> None:
     assert said[f"ipvlan_{mode}"] == "yes"
     assert said[f"ipvlan_{mode}_route"].startswith("default dev eth0")
+
+
+def test_ipvlan_without_a_parent_is_for_its_containers_alone(said: dict[str, str]) -> None:
+    assert said["ipvlan_inner"] == "yes"
 
 
 def test_no_link_of_a_network_is_left(said: dict[str, str]) -> None:
