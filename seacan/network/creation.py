@@ -117,7 +117,7 @@ def specify(
         raise Forbidden(f'only one instance of "{"host" if driver == "host" else "null"}" network is allowed')
     elif driver not in DRIVERS:
         raise NotFound(f'plugin "{driver}" not found')
-    if request.scope not in ("", "local"):
+    if request.scope not in ("", "local", "global"):
         raise Forbidden("cannot create a swarm scoped network when swarm is not active")
     if request.ingress:
         raise Forbidden("Ingress network can only be global scope network")
@@ -168,6 +168,7 @@ def specify(
         number=number,
         driver=driver,
         created=created,
+        scope=request.scope or "local",
         internal=request.internal,
         attachable=request.attachable,
         ipv4=ipv4,
@@ -186,7 +187,9 @@ def specify(
 
 
 def _check_config_only(request: NetworkCreateRequest) -> None:
-    if request.driver not in ("", "null", "bridge") or request.internal or request.attachable or request.config_from:
+    if request.config_from is not None and request.config_from.network:
+        raise Forbidden("a configuration network cannot depend on another configuration network")
+    if request.driver not in ("", "null", "bridge") or request.internal or request.attachable:
         raise Forbidden(
             "configuration network can only contain network specific fields. Network operator fields like "
             "[ ingress | internal | attachable | scope ] are not supported."
@@ -210,9 +213,11 @@ def _check_options(driver: str, options: Mapping[str, str], *, internal: bool) -
         value = options.get(name)
         if value and value not in _TRUE + _FALSE:
             raise InvalidParameter(
-                f'failed to parse {name} value: strconv.ParseBool: parsing "{value}": invalid syntax'
+                f'failed to parse {name} value: {value} (strconv.ParseBool: parsing "{value}": invalid syntax)'
             )
     mtu = options.get(MTU)
+    if mtu and not (mtu.isascii() and mtu.removeprefix("-").isdecimal()):
+        raise InvalidParameter(f'failed to parse {MTU} value: {mtu} (strconv.Atoi: parsing "{mtu}": invalid syntax)')
     if mtu and not (mtu.isascii() and mtu.isdecimal() and (int(mtu) == 0 or 68 <= int(mtu) <= 65535)):
         raise InvalidParameter(f"invalid MTU number: {mtu}")
     for name in (GATEWAY_MODE_IPV4, GATEWAY_MODE_IPV6):
@@ -220,7 +225,7 @@ def _check_options(driver: str, options: Mapping[str, str], *, internal: bool) -
         if mode is None:
             continue
         if mode not in _GATEWAY_MODES:
-            raise InvalidParameter(f"unknown gateway mode {mode}")
+            raise InvalidParameter(f"failed to parse {name} value: {mode} (unknown gateway mode {mode})")
         if mode == "isolated" and not internal:
             raise InvalidParameter("gateway mode 'isolated' can only be used for an internal network")
     bridge = options.get(BRIDGE_NAME, "")

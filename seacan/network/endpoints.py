@@ -226,7 +226,9 @@ def static_address(spec: NetworkSpec, version: int, text: str) -> IPAddress:
     if address.version != version:
         raise InvalidParameter(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}")
     if not any(address in ipaddress.ip_network(pool.subnet) for pool in spec.pools_of(version)):
-        raise InvalidParameter(f"invalid endpoint settings:\nno configured subnet contains IP address {text}")
+        raise InvalidParameter(
+            f"invalid endpoint settings:\nno configured subnet or ip-range contain the IP address {text}"
+        )
     return address
 
 

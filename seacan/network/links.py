@@ -13,6 +13,7 @@ import ctypes
 import errno
 import ipaddress
 import os
+import re
 import secrets
 import socket
 import time
@@ -422,8 +423,11 @@ class Links:
                 return
             for assignment in wanted.split(","):
                 key, _, value = assignment.strip().partition("=")
-                key = key.replace("IFNAME", endpoint.container_interface)
-                path = Path("/proc/sys") / key.replace(".", "/")
+                # The docker command writes option values in small letters; an interface's name may have dots.
+                before, placeholder, after = re.split(r"(?i)(/ifname/)|$", key.replace(".", "/"), maxsplit=1)
+                path = Path("/proc/sys") / before
+                if placeholder:
+                    path = path / endpoint.container_interface / after
                 if ".." in key or not key.startswith("net."):
                     raise InvalidParameter(f"unsupported sysctl for an endpoint: {key}")
                 try:

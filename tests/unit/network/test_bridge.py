@@ -114,7 +114,7 @@ async def test_address_mac_and_interface_name_can_be_asked_for(networks: Network
         driver_opts={
             "com.docker.network.endpoint.ifname": "uplink",
             "com.docker.network.endpoint.sysctls": (
-                "net.ipv4.conf.IFNAME.log_martians=1,net.ipv4.conf.IFNAME.forwarding=0"
+                "net.ipv4.conf.ifname.log_martians=1,net.ipv4.conf.IFNAME.forwarding=0"
             ),
         },
     )
@@ -122,6 +122,7 @@ async def test_address_mac_and_interface_name_can_be_asked_for(networks: Network
     assert set(space.addresses("uplink")) == {"10.1.0.77/24", "169.254.34.68/16"}
     assert space.mac("uplink") == "02:42:00:00:00:77"
     assert space.read("/proc/sys/net/ipv4/conf/uplink/log_martians") == "1"
+    assert space.read("/proc/sys/net/ipv4/conf/uplink/forwarding") == "0"
     described = networks.settings(identifier("one"), {"net": asked}).networks["net"]
     assert (described.ip_address, described.mac_address) == ("10.1.0.77", "02:42:00:00:00:77")
     with pytest.raises(Forbidden, match="failed to set up container networking: Address already in use"):
@@ -144,7 +145,7 @@ async def test_address_mac_and_interface_name_can_be_asked_for(networks: Network
         (
             "net",
             EndpointSettings(ipam_config=EndpointIPAMConfig(ipv4_address="10.2.0.9")),
-            "no configured subnet contains IP address 10.2.0.9",
+            "no configured subnet or ip-range contain the IP address 10.2.0.9",
         ),
         ("net", EndpointSettings(mac_address="nonsense"), "invalid MAC address nonsense"),
         ("net", EndpointSettings(mac_address="01:00:00:00:00:01"), "invalid MAC address"),

@@ -110,7 +110,7 @@ async def test_contradictions_are_refused(networks: Networks, config: IPAMConfig
         (request(driver="host"), Forbidden, 'only one instance of "host" network is allowed'),
         (request(scope="swarm"), Forbidden, "cannot create a swarm scoped network when swarm is not active"),
         (request(enable_ipv4=False), InvalidParameter, "IPv4 or IPv6 must be enabled"),
-        (request(options={"com.docker.network.driver.mtu": "x"}), InvalidParameter, "invalid MTU"),
+        (request(options={"com.docker.network.driver.mtu": "x"}), InvalidParameter, "driver.mtu value: x (strconv"),
         (
             request(options={"com.docker.network.bridge.enable_icc": "maybe"}),
             InvalidParameter,
@@ -137,6 +137,11 @@ async def test_contradictions_are_refused(networks: Networks, config: IPAMConfig
             "networks have same bridge name",
         ),
         (request(config_from=ConfigReference(network="nope")), NotFound, 'configuration network "nope"'),
+        (
+            request(config_only=True, config_from=ConfigReference(network="nope")),
+            Forbidden,
+            "a configuration network cannot depend on another configuration network",
+        ),
     ],
 )
 async def test_what_cannot_be_made_is_refused_and_leaves_nothing(
@@ -156,6 +161,10 @@ async def test_overlaps_and_names_that_exist_are_refused(networks: Networks) -> 
     with pytest.raises(Forbidden, match="Pool overlaps with other one on this address space"):
         await networks.create(request(IPAMConfig(subnet="10.1.5.0/24"), name="other"))
     await networks.create(request(name="other"))
+
+
+async def test_a_global_network_needs_no_swarm(networks: Networks) -> None:
+    assert (await networks.create(request(scope="global"))).scope == "global"
 
 
 async def test_a_configuration_network_is_a_template(host: Space, networks: Networks, run: Run) -> None:
