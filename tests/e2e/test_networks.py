@@ -170,3 +170,14 @@ def test_nothing_is_left_of_containers_that_end_while_the_daemon_is_dead(
         time.sleep(0.1)
     assert counts(daemon.host) == before
     daemon.docker("run", "--rm", "busybox", "true")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_thousand_containers_of_a_routed_network_answer(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.bench import network
+
+    monkeypatch.setattr(network, "ROUTED", 1000)
+    (row,) = network._routed(daemon)
+    assert row.note == "1,000 of 1,000 answer a ping"
+    assert daemon.out("ps", "-aq") == ""

@@ -8,6 +8,7 @@ import pytest
 
 from seacan.engine.config import EndpointIPAMConfig, EndpointSettings
 from seacan.errors import Forbidden, InvalidParameter, NotFound, System
+from seacan.linux import rtnetlink as rt
 from seacan.network.creation import IPAM, IPAMConfig, NetworkCreateRequest
 from seacan.network.networks import Networks
 
@@ -222,3 +223,14 @@ async def test_mtu_reaches_both_ends(networks: Networks, run: Run) -> None:
     await networks.create(NetworkCreateRequest(name="small", options={"com.docker.network.driver.mtu": "1400"}))
     space, _ = await run("one", "small")
     assert space.read("/proc/sys/net/ipv6/conf/eth0/mtu") == "1400"
+
+
+async def test_a_full_bridge_says_what_to_use_instead(
+    host: Space, networks: Networks, run: Run, new_space: Callable[[], Space]
+) -> None:
+    bridge, others = host.index("seacan0"), new_space()
+    for start in range(0, 1023, 93):
+        ports = range(start, start + 93)
+        host.links.request([rt.new_veth(f"port{n}", f"far{n}", others.netns, master=bridge) for n in ports])
+    with pytest.raises(System, match=r"seacan0 has no free port: .* 1,023\. A network of the driver routed"):
+        await run("one")
