@@ -251,12 +251,26 @@ def clean_up(bundle: str, fds: Sequence[int]) -> int:
     return 0
 
 
+def reserve(bundle: str) -> None:
+    """Have room for :func:`record` before the disk is full: a container still ends then. Raises OSError."""
+    fd = os.open(f"{bundle}/exit.json.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, bytes(_RECORD_SIZE))
+    finally:
+        os.close(fd)
+
+
+_RECORD_SIZE = 2048
+"""Bytes; larger than any record."""
+
+
 def record(bundle: str, exit: Exit) -> None:
     """Write ``exit.json``: whole, or not at all."""
     path = f"{bundle}/exit.json"
-    fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    content = msgspec.json.encode(exit)
+    fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, msgspec.json.encode(exit))
+        os.truncate(fd, os.write(fd, content))
     finally:
         os.close(fd)
     os.rename(f"{path}.tmp", path)

@@ -202,6 +202,7 @@ class Shim:
         pipes = self._pipes = _Pipes(config.open_stdin, True, True)
         self._maker_pid, self._maker = self._fork(lambda shim: maker.make(shim, self._bundle, config, pipes.theirs))
         self._loop.watch(self._maker.fileno(), READ, lambda events: self._hear_maker())
+        maker.reserve(self._bundle)
         self._listener = packets.listen(self._bundle, SOCKET)
         self._loop.watch(self._listener.fileno(), READ, lambda events: self._accept())
         if config.log.driver != "none":
@@ -449,7 +450,8 @@ class Shim:
         """Carry a request out, or begin to (None). It empties ``fds`` of what it keeps; the caller closes the rest."""
         assert not isinstance(request, Noted)
         if isinstance(request, Start):
-            if self._maker is None or self._starter is not None:
+            # Its maker may linger for a moment after the container has begun.
+            if self._started or self._maker is None or self._starter is not None:
                 raise Conflict("cannot start an already running container")
             packets.send(self._maker, maker.Begin())
             self._starter = (daemon, request.seq)
@@ -689,7 +691,11 @@ class Shim:
         ):
             init.reported = True
             self._close_log()
-            maker.record(self._bundle, init.exit)
+            try:
+                maker.record(self._bundle, init.exit)
+            except OSError as error:  # then the daemon, if there is one, is all that knows
+                with contextlib.suppress(OSError):
+                    os.write(2, f"cannot record the exit of container {self._config.id}: {error}\n".encode())
             self._tell(Exited(exit=init.exit))
             self._loop.later(_NOTED_GRACE, self._finish_exit)
         if not self._daemons:
