@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import importlib.util
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -201,6 +202,10 @@ async def _answer(request: web.Request, handler: RequestHandler) -> web.StreamRe
         return _failure(request, error.reason, error.status)
     except ConnectionResetError:
         raise
+    except OSError as error:  # disk full, too many open files: the host's trouble, in its words
+        log.exception("%s %s", request.method, request.path)
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return _failure(request, where + (error.strerror or str(error)).lower(), 500)
     except Exception as error:
         log.exception("%s %s", request.method, request.path)
         return _failure(request, f"{type(error).__name__}: {error}", 500)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from seacan.errors import System
+from seacan.linux.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Database:
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS schema (part TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"
             )
+            _reserve(path)
         except (OSError, sqlite3.Error) as error:
             raise System(
                 f"cannot use the state database {path}: {error}. Restore a backup, or move it away to begin anew "
@@ -123,6 +125,26 @@ class Database:
 
     def _failure(self, error: sqlite3.Error) -> System:
         return System(f"state database {self.path}: {error}")
+
+
+_RESERVE = 4 << 20
+"""Bytes. The log is checkpointed, and begins anew, after 4 MiB (a thousand pages)."""
+
+
+def _reserve(path: Path) -> None:
+    """Have blocks for the log, and for the file to grow into, before the disk is full.
+
+    On a full disk containers still end, and are removed to make room: that has to be recorded. The files' sizes
+    stay as SQLite left them. Where the file system cannot do it (or is full already), it is as it was.
+    """
+    for suffix, least in (("-wal", 2 * _RESERVE), ("", _RESERVE)):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(f"{path}{suffix}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                size = os.fstat(descriptor).st_size
+                fallocate(descriptor, FALLOC_FL_KEEP_SIZE, size, max(_RESERVE, least - size))
+            finally:
+                os.close(descriptor)
 
 
 def _keep_to_root(path: Path) -> None:

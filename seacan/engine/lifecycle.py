@@ -28,6 +28,7 @@ from seacan.errors import Conflict, InvalidParameter, NotFound, NotModified, Run
 from seacan.network.model import ContainerIdentity, Endpoint, PortRequest
 from seacan.runtime import protocol, spec
 from seacan.runtime.bundle import Exit, ExternalRuntime, ShimConfig
+from seacan.runtime.failure import words
 from seacan.runtime.task import Task, lost
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ class Lifecycle:
         state.exit_code = 0
         state.oom_killed = False
         try:
-            await self._launch(container)
+            try:
+                await self._launch(container)
+            except OSError as error:  # the disk is full, for one
+                where = f"{error.filename}: " if error.filename else ""
+                raise System(f"failed to create task for container: {where}{words(error)}") from error
         except SeacanError as error:
             state.error = error.message
             state.exit_code = error.exit_code if isinstance(error, RuntimeFailed) else 128
@@ -597,8 +602,12 @@ class Lifecycle:
             if container.task is None:
                 raise Conflict(f"container {container.id} is not running")
             container.state.paused = True
+            try:
+                self._engine.containers.save_state(container)
+            except System:
+                await self._thaw(container)
+                raise
             health.end(container)
-            self._engine.containers.save_state(container)
         self._engine.containers.emit(container, "pause")
 
     async def unpause(self, reference: str) -> None:

@@ -55,6 +55,9 @@ def _system_call(name: str, *argtypes: Any, library: Any = libc) -> Any:
     return call
 
 
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+
+
 def _libc(name: str, *argtypes: Any) -> Any:
     function = libc[name]
     function.restype = c_int
@@ -476,3 +479,12 @@ def mount_setattr(
     attr = struct.pack("=QQQQ", set, clear, propagation, userns)
     if _mount_setattr(fd, b"", flags, attr, 32) < 0:
         raise fail("mount_setattr")
+
+
+_fallocate = _libc("fallocate64", c_int, c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Give a file its blocks ahead of need. :manpage:`fallocate(2)`; EOPNOTSUPP where the file system cannot."""
+    if _fallocate(fd, mode, offset, length) < 0:
+        raise fail(fd)

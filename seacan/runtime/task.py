@@ -18,6 +18,7 @@ import msgspec
 from seacan.errors import Conflict, RuntimeFailed, System
 from seacan.runtime import packets, spec
 from seacan.runtime.bundle import Exit
+from seacan.runtime.failure import words
 from seacan.runtime.launcher import Launcher, LauncherDied, Process
 from seacan.runtime.protocol import (
     Abandon,
@@ -218,7 +219,10 @@ class Task:
         Raises RuntimeFailed with 126, 127 or 128. The end comes as :class:`ExecExited`.
         """
         path = self.bundle / f"exec-{exec_id}.json"
-        path.write_bytes(spec.encode(process))
+        try:
+            path.write_bytes(spec.encode(process))
+        except OSError as error:
+            raise System(f"cannot write {path}: {words(error)}") from error
         try:
             answer, _ = await self._ask(
                 lambda seq: Exec(

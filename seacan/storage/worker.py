@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from seacan.errors import InvalidParameter, SeacanError, System, Unsupported
+from seacan.runtime.failure import words
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 Result = TypeVar("Result", bound=msgspec.Struct)
@@ -131,7 +132,8 @@ def answer(
         message = b"-" + msgspec.json.encode(Failure(kind, error.message))
         status = 1
     except OSError as error:
-        message = b"-" + msgspec.json.encode(Failure("system", str(error)))
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        message = b"-" + msgspec.json.encode(Failure("system", where + words(error)))
         status = 1
     except Exception:
         message = b"-" + msgspec.json.encode(Failure("system", f"internal error: {traceback.format_exc()}"))
