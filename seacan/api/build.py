@@ -326,19 +326,15 @@ class _ClassicBuild:
             return _Folder(fetched.path, folder.index), wanted
         if not url.startswith(("http://", "https://")):
             raise InvalidParameter(f'contextURL is not recognised: "{url}"')
-        content, kind = await remote.read_http(url, 1 << 30)
-        await self.output.say(f"Downloading build context from remote url: {url}\n")
-
-        async def pieces() -> AsyncIterator[bytes]:
-            for at in range(0, len(content), 1 << 18):
-                yield content[at : at + (1 << 18)]
-
-        single = wanted or "Dockerfile"
-        if kind.startswith("text/plain"):
-            (self.builds.cache.root / "contexts" / os.path.basename(folder.path) / "Dockerfile").write_bytes(content)
-            return folder, "Dockerfile"
-        await context.receive(self.builds.workers, pieces(), folder.path, folder.index, single="Dockerfile")
-        return folder, single
+        async with remote.open_http(url) as document:
+            await self.output.say(f"Downloading build context from remote url: {url}\n")
+            if document.type == "text/plain":
+                content = await document.read(_DOCKERFILE_LIMIT)
+                path = self.builds.cache.root / "contexts" / os.path.basename(folder.path) / "Dockerfile"
+                path.write_bytes(content)
+                return folder, "Dockerfile"
+            await context.receive(self.builds.workers, document.pieces, folder.path, folder.index, single="Dockerfile")
+        return folder, wanted or "Dockerfile"
 
     # --- building -----------------------------------------------------------------------------------------------
 

@@ -631,12 +631,12 @@ class BuildKit:
         id, path, _ = cache.new_folder(None)
         index = cache.index(id)
         try:
-            if url.startswith("http://buildkit-session/"):
-                body = job.session.upload(url.removeprefix("http://buildkit-session/"))
-            else:
-                content, _kind = await remote.read_http(url, 1 << 30)
-                body = _pieces(content)
-            await contexts.receive(self.builds.workers, body, path, index, single=settings.filename)
+            async with contextlib.AsyncExitStack() as stack:
+                if url.startswith("http://buildkit-session/"):
+                    body = job.session.upload(url.removeprefix("http://buildkit-session/"))
+                else:
+                    body = (await stack.enter_async_context(remote.open_http(url))).pieces
+                await contexts.receive(self.builds.workers, body, path, index, single=settings.filename)
         except BaseException:
             cache.discard(id)
             raise
@@ -1034,8 +1034,3 @@ def _version() -> pb.BuildkitVersion:
 
 def _platform(platform: Platform) -> pb.Platform:
     return pb.Platform(platform.architecture, platform.os, platform.variant)
-
-
-async def _pieces(content: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(content), 1 << 18):
-        yield content[at : at + (1 << 18)]

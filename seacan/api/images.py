@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from seacan.api.http import (
     query_int,
 )
 from seacan.engine.version import SERVER_VERSION
-from seacan.errors import InvalidParameter, SeacanError, System, Unsupported
+from seacan.errors import InvalidParameter, SeacanError, System
 from seacan.images import listing
 from seacan.images import reference as references
 from seacan.images.commit import import_archive
@@ -161,19 +162,36 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         platform = parse_platform(request.query["platform"]) if request.query.get("platform") else None
         if platform is not None and platform.os != "linux":
             raise InvalidParameter("operating system is not supported")
-        if source != "-":
-            raise Unsupported(f"cannot import from {source!r}: this engine fetches no URLs; send the archive itself")
-        image = await import_archive(
-            images,
-            request.content.iter_any(),
-            reference=reference,
-            message=request.query.get("message", ""),
-            changes=request.query.getall("changes", []),
-            platform=platform,
-            docker_version=SERVER_VERSION,
-        )
+
+        async def imported(archive: AsyncIterator[bytes]) -> Image:
+            return await import_archive(
+                images,
+                archive,
+                reference=reference,
+                message=request.query.get("message", ""),
+                changes=request.query.getall("changes", []),
+                platform=platform,
+                docker_version=SERVER_VERSION,
+            )
+
+        if source == "-":
+            image = await imported(request.content.iter_any())
+            async with json_stream(request) as stream:
+                await stream.write({"status": image.id})
+            return finished(request)
+        url = source if "://" in source else f"http://{source}"
+        if not url.startswith(("http://", "https://")):
+            raise InvalidParameter(f'cannot import from "{source}": only http and https URLs can be downloaded')
+        from seacan.build import remote
+
         async with json_stream(request) as stream:
-            await stream.write({"status": image.id})
+            await stream.write({"status": f"Downloading from {url}"})
+            try:
+                async with remote.open_http(url) as document:
+                    image = await imported(_importing(document.pieces, document.size, stream))
+                await stream.write({"status": image.id})
+            except SeacanError as error:
+                await stream.error(error.message)
         return finished(request)
 
     async def search(request: web.Request) -> web.StreamResponse:
@@ -215,6 +233,18 @@ def routes(engine: Engine) -> list[web.RouteDef]:
 
 def _name(request: web.Request) -> str:
     return request.match_info["name"]
+
+
+async def _importing(archive: AsyncIterator[bytes], total: int, stream: JSONStream) -> AsyncIterator[bytes]:
+    """Pass an archive on, and tell how far it is, ten times a second at most."""
+    current, told = 0, 0.0
+    async for piece in archive:
+        yield piece
+        current += len(piece)
+        if time.monotonic() - told > 0.1 or current == total:
+            told = time.monotonic()
+            detail = {"current": current, **({"total": total} if total else {})}
+            await stream.write({"status": "Importing", "progressDetail": detail})
 
 
 def _platform(request: web.Request) -> Platform | None:

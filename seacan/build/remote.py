@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,21 +133,39 @@ async def _download(url: str, target: str) -> tuple[str, int, int]:
     return total.hexdigest(), modified, size
 
 
-async def read_http(url: str, limit: int) -> tuple[bytes, str]:
-    """A small document and its content type. :raises InvalidParameter:"""
+class Document:
+    """What an HTTP server answers with. ``size`` is in bytes, 0 where it does not say; ``pieces`` can be read once."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.type = response.headers.get("Content-Type", "").partition(";")[0]
+        self.size = response.content_length or 0
+        self.pieces: AsyncIterator[bytes] = response.content.iter_chunked(1 << 18)
+
+    async def read(self, limit: int) -> bytes:
+        """All of it. :raises InvalidParameter: it is larger than ``limit`` bytes."""
+        content = bytearray()
+        async for piece in self.pieces:
+            content += piece
+            if len(content) > limit:
+                raise InvalidParameter(f"remote document is larger than {limit} bytes")
+        return bytes(content)
+
+
+@contextlib.asynccontextmanager
+async def open_http(url: str) -> AsyncIterator[Document]:
+    """A document that is read as it comes. :raises InvalidParameter: also while it is read."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": "seacan"}
     try:
-        async with aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True) as session, session.get(url) as response:
+        async with (
+            aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True, auto_decompress=False) as session,
+            session.get(url, headers=headers) as response,
+        ):
             if response.status >= 400:
                 raise InvalidParameter(
                     f"failed to GET {url} with status {response.status} {response.reason}: error reading remote context"
                 )
-            content = await response.content.read(limit + 1)
-            while len(content) <= limit and (more := await response.content.read(limit + 1 - len(content))):
-                content += more
-            if len(content) > limit:
-                raise InvalidParameter(f"{url} is larger than {limit} bytes")
-            return content, response.headers.get("Content-Type", "").partition(";")[0]
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            yield Document(response)
+    except (aiohttp.ClientError, TimeoutError) as error:
         raise InvalidParameter(f"unable to download remote context {url}: {error or type(error).__name__}") from error
 
 
