@@ -10,8 +10,8 @@ from aiohttp import web
 from seacan.api.http import api_version, json_response, query_filters, read_json
 from seacan.engine import system
 from seacan.engine.listing import parse_time
-from seacan.engine.login import AuthConfig, login
 from seacan.errors import InvalidParameter
+from seacan.registry.credentials import Credentials
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -36,7 +36,8 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         return json_response(await system.info(engine))
 
     async def auth(request: web.Request) -> web.StreamResponse:
-        return json_response(await login(engine, await read_json(request, AuthConfig)))
+        status = await engine.distribution.login(await read_json(request, Credentials))
+        return json_response({"Status": status, "IdentityToken": ""})
 
     async def usage(request: web.Request) -> web.StreamResponse:
         kinds = request.query.getall("type", [])

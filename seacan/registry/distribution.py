@@ -107,7 +107,7 @@ class Distribution:
                     raise Unauthorized(f"Get {repository.endpoint.url}/v2/: {error.message}") from error
                 raise
             except Unreachable as error:
-                failure = failure or error
+                failure = error
         assert failure is not None
         raise failure
 
