@@ -382,6 +382,42 @@ def json_platform(text: str) -> str:
     return json.dumps(dict(zip(names, text.split("/", 2), strict=False)), separators=(",", ":"))
 
 
+_SEARCH_HEADERS: Final = {
+    "Name": "NAME",
+    "Description": "DESCRIPTION",
+    "StarCount": "STARS",
+    "IsOfficial": "OFFICIAL",
+    "IsAutomated": "AUTOMATED",
+}
+
+
+@command("search", "TERM", exactly=1)
+@flag("filter", "Filter output based on conditions provided", short="f", many=True)
+@flag("format", "Pretty-print search using a Go template", default="")
+@flag("limit", "Max number of search results", kind="int", default=0)
+@switch("no-trunc", "Don't truncate output")
+def search(client: Client, arguments: list[str], *, filter: list[str], format: str, limit: int, no_trunc: bool) -> None:
+    """Search a registry for images"""
+    query = {"term": arguments[0], "limit": limit or None, "filters": filters(filter)}
+    with client.request(
+        "GET", "/images/search", query, headers={"X-Registry-Auth": registry_auth(arguments[0])}
+    ) as answer:
+        found = answer.json()
+    rows = []
+    for item in found:
+        text = item["description"].replace("\n", " ").replace("\r", " ")
+        rows.append(
+            {
+                "Name": item["name"],
+                "Description": text if no_trunc or len(text) <= 45 else f"{text[:44]}…",
+                "StarCount": str(item["star_count"]),
+                "IsOfficial": "[OK]" if item["is_official"] else "",
+                "IsAutomated": "[OK]" if item["is_automated"] else "",
+            }
+        )
+    write_rows(rows, format, r"table {{.Name}}\t{{.Description}}\t{{.StarCount}}\t{{.IsOfficial}}", _SEARCH_HEADERS)
+
+
 # --- archives ------------------------------------------------------------------------------------------------------
 
 

@@ -24,9 +24,11 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "logs": (f"{_CONTAINER}:logs", "Fetch the logs of a container"),
     "login": (f"{_SYSTEM}:login", "Authenticate to a registry"),
     "logout": (f"{_SYSTEM}:logout", "Log out from a registry"),
+    "search": (f"{_IMAGE}:search", "Search a registry for images"),
     "version": (f"{_SYSTEM}:version", "Show the version information"),
     "info": (f"{_SYSTEM}:info", "Display system-wide information"),
     # the nouns
+    "builder": ("seacan.cli.builder:group", "Manage builds"),
     "container": (f"{_CONTAINER}:group", "Manage containers"),
     "image": (f"{_IMAGE}:group", "Manage images"),
     "network": ("seacan.cli.network:group", "Manage networks"),

@@ -430,3 +430,43 @@ def test_ports_of_a_running_container_come_and_go(seacan: Seacan, daemon: Daemon
     assert seacan("port", "web").stdout == ""
     assert daemon.host.run(sys.executable, "-c", code, check=False).returncode == 1
     assert seacan("port", "rm", "web", "80", check=False).returncode == 1
+
+
+def test_the_build_cache_is_pruned(seacan: Seacan) -> None:
+    seacan("build", "-t", "pruned", "-", input="FROM busybox\nRUN echo pruned > /file\n")
+    seacan("rmi", "pruned")
+    assert "Are you sure" in seacan("builder", "prune", "-a", input="n\n").stdout
+    done = seacan("builder", "prune", "-af").stdout
+    assert "Deleted build cache objects:\n" in done
+    assert re.search(r"^Total reclaimed space: \d", done, re.M)
+    assert seacan("builder", "prune", "-af").stdout == "Total reclaimed space: 0B\n"
+
+
+def test_a_search_shows_what_a_registry_finds(seacan: Seacan, daemon: Daemon, tmp_path: Path) -> None:
+    long = "the first of " + "many " * 20
+    (tmp_path / "v1").mkdir()
+    results = [
+        {"name": "web", "description": long, "star_count": 7, "is_official": True, "is_automated": False},
+        {"name": "ann/web", "description": "hers", "star_count": 0, "is_official": False, "is_automated": False},
+    ]
+    (tmp_path / "v1" / "search").write_text(json.dumps({"results": results, "num_results": 2}))
+    server = subprocess.Popen(
+        daemon.host.command(sys.executable, "-m", "http.server", "5077", "--bind", "127.0.0.1", "-d", str(tmp_path)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(100):
+            if not daemon.host.run(
+                "busybox", "wget", "-qO", "/dev/null", "http://127.0.0.1:5077/", check=False
+            ).returncode:
+                break
+            time.sleep(0.05)
+        lines = seacan("search", "127.0.0.1:5077/web").stdout.splitlines()
+        assert lines[0].split() == ["NAME", "DESCRIPTION", "STARS", "OFFICIAL"]
+        assert lines[1].split()[0] == "web" and lines[1].endswith("[OK]") and "…" in lines[1]
+        whole = seacan("search", "--no-trunc", "--format", "{{.Name}}: {{.Description}}", "127.0.0.1:5077/web").stdout
+        assert whole == f"web: {long}\nann/web: hers\n"
+    finally:
+        server.terminate()
+        server.wait()
