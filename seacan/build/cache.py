@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seacan.engine.options import CacheLimits
 from seacan.errors import System
 from seacan.storage.database import Database
 from seacan.storage.trash import Trash
@@ -280,6 +281,16 @@ class BuildCache:
         if not records or all:
             self._database.execute("DELETE FROM build_checksums WHERE used < ?", (now - unused_for,))
         return gone, freed
+
+    def collect(self, limits: CacheLimits) -> tuple[list[str], int]:
+        """Prune what is over the limits, longest unused first. What images use takes no room of the cache's."""
+        own = sum(record.size for record in self.records() if not record.shared)
+        disk = os.statvfs(self.root)
+        keep = limits.keep(own, disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)
+        if keep is None:
+            return [], 0
+        shared = sum(record.size for record in self.records() if record.shared)
+        return self.prune(most=max(1, keep + shared))
 
     def recover(self) -> None:
         """After a start: folders without a row are what a killed build was making."""

@@ -31,7 +31,7 @@ from seacan.cli.flags import (
     parse_ulimit,
 )
 from seacan.engine.config import Ulimit
-from seacan.engine.options import LIVE, AddressPool, EngineOptions, RuntimeOption
+from seacan.engine.options import LIVE, AddressPool, CacheLimits, EngineOptions, RuntimeOption
 from seacan.errors import InvalidParameter, Unsupported
 
 DEFAULT_CONFIG_FILE: Final = "/etc/seacan/daemon.json"
@@ -209,6 +209,38 @@ class Configuration(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     in_file: frozenset[str] = frozenset()
     """The keys that daemon.json sets."""
+
+
+# --- builder ---------------------------------------------------------------------------------------------------------
+
+_CACHE_KEYS = {
+    "defaultKeepStorage": "reserved",
+    "defaultReservedSpace": "reserved",
+    "defaultMaxUsedSpace": "most",
+    "defaultMinFreeSpace": "free",
+}
+
+
+def _cache_limits(builder: Any) -> CacheLimits:
+    """``"builder": {"gc": {"enabled": true, "defaultReservedSpace": "20GB", …}}``.
+
+    Raises:
+        InvalidParameter: it is not of that form.
+    """
+    gc = builder.get("gc", {}) if isinstance(builder, dict) else None
+    if not isinstance(gc, dict):
+        raise InvalidParameter('builder: must be of the form {"gc": {…}}')
+    unknown = [f"builder.{key}" for key in builder if key != "gc"]
+    unknown += [f"builder.gc.{key}" for key in gc if key not in {"enabled", "policy", *_CACHE_KEYS}]
+    if unknown:
+        raise InvalidParameter(f"the following directives don't match any configuration option: {', '.join(unknown)}")
+    if not isinstance(gc.get("enabled", True), bool):
+        raise InvalidParameter("builder.gc.enabled: must be true or false")
+    sizes: dict[str, int] = {}
+    for key, name in _CACHE_KEYS.items():
+        if gc.get(key):
+            sizes[name] = parse_bytes(str(gc[key]))
+    return CacheLimits(enabled=gc.get("enabled", True), **sizes)
 
 
 # --- values --------------------------------------------------------------------------------------------------------
@@ -546,6 +578,8 @@ def _merge(given: Given, values: Mapping[str, Any], path: str, environment: Mapp
     _check_exec_opts(process.pop("exec_opt", []))
     for accepted in ("ip_forward_no_drop", "raw_logs"):
         process.pop(accepted, None)
+    if values.get("builder"):
+        engine["build_cache"] = _cache_limits(values["builder"])
     hosts = tuple(process.pop("host", ())) or ("",)
     process.pop("config_file", None)
     configuration = Configuration(
@@ -578,8 +612,9 @@ def _refuse_unsupported(given: Given, values: Mapping[str, Any]) -> list[str]:
         for name, reason in TUNES_WHAT_IS_NOT_THERE.items()
         if name in given.texts or name in values
     ]
-    if values.get("builder"):
-        warnings.append("builder has no effect: limits of the build cache are not supported in daemon.json")
+    builder = values.get("builder")
+    if isinstance(builder, dict) and isinstance(builder.get("gc"), dict) and builder["gc"].get("policy"):
+        warnings.append("builder.gc.policy has no effect: only the defaults of builder.gc are kept to")
     return warnings
 
 

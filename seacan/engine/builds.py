@@ -59,6 +59,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_COLLECT_AFTER = 1.0
+"""Seconds after a build; builds that end meanwhile are covered too."""
+
+
 async def no_credentials(_host: str) -> Credentials:
     return NONE
 
@@ -107,6 +111,7 @@ class Builds:
         self.workers = Nursery(engine.launcher)
         self.solver = Solver(self.cache, engine.images, self.sandboxes, self.workers)
         self._exporting = asyncio.Lock()
+        self._collecting: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Roll back what a killed engine was building."""
@@ -114,6 +119,8 @@ class Builds:
         await self.sandboxes.recover()
 
     async def close(self) -> None:
+        if self._collecting is not None:
+            self._collecting.cancel()
         await self.solver.close()
         await self.workers.close()
         await self.trash.close()
@@ -188,6 +195,19 @@ class Builds:
     def release(self, outcome: Outcome) -> None:
         """Let the cache prune what a build has made."""
         self.cache.release([layer.id for layer in outcome.layers])
+        if self._collecting is None:
+            self._collecting = asyncio.get_running_loop().call_later(_COLLECT_AFTER, self._collect)
+
+    def _collect(self) -> None:
+        self._collecting = None
+        try:
+            gone, freed = self.cache.collect(self.engine.options.build_cache)
+        except (SeacanError, OSError) as error:
+            log.error("the cache of builds cannot be kept within its limits: %s", error)
+            return
+        if gone:
+            log.info("the cache of builds was over its limits: %d records of %d bytes are gone", len(gone), freed)
+            self.engine.events.emit("builder", "prune", "", {"reclaimed": str(freed)})
 
     # --- what a build made, other than as an image ----------------------------------------------------------------
 

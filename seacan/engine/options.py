@@ -26,6 +26,32 @@ class AddressPool(msgspec.Struct, kw_only=True, frozen=True):
     size: int
 
 
+class CacheLimits(msgspec.Struct, frozen=True):
+    """How much disk the cache of builds may take when nobody prunes it: ``builder.gc`` of daemon.json.
+
+    In bytes; None stands for a share of the disk, as in dockerd. ``reserved`` is what the cache may always have,
+    ``most`` what it may have at most (0: no limit), ``free`` what is to stay free.
+    """
+
+    enabled: bool = True
+    reserved: int | None = None
+    most: int | None = None
+    free: int | None = None
+
+    def keep(self, used: int, disk: int, available: int) -> int | None:
+        """Down to how many bytes to prune a cache of ``used`` bytes on a disk of that size; None: leave it."""
+        if not self.enabled:
+            return None
+        reserved = disk // 10 if self.reserved is None else self.reserved
+        most = disk * 3 // 4 if self.most is None else self.most
+        free = disk // 5 if self.free is None else self.free
+        goal = min(used, most) if most else used
+        if available < free:
+            goal = min(goal, used - (free - available))
+        goal = max(goal, reserved)
+        return goal if goal < used else None
+
+
 class EngineOptions(msgspec.Struct, kw_only=True):
     # places
     data_root: str = "/var/lib/seacan"
@@ -85,6 +111,7 @@ class EngineOptions(msgspec.Struct, kw_only=True):
     max_download_attempts: int = 5
     registry_mirrors: list[str] = []
     insecure_registries: list[str] = []
+    build_cache: CacheLimits = CacheLimits()
     signature_policy: str = ""
     """A policy file (containers-policy.json(5)) that pulled images must satisfy; empty: everything is accepted."""
     # the daemon

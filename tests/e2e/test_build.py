@@ -375,3 +375,25 @@ def _prune(daemon: Daemon) -> Iterator[None]:
     subprocess.run(
         [str(DOCKER), "builder", "prune", "-af"], env=daemon.environment(), capture_output=True, timeout=60, check=False
     )
+
+
+def test_the_cache_is_kept_within_its_limits(new_daemon: Callable[..., Daemon], busybox: Path) -> None:
+    daemon = new_daemon(start=False)
+    gc = {"defaultReservedSpace": "1MB", "defaultMaxUsedSpace": "5MB", "defaultMinFreeSpace": "0"}
+    (daemon.folder / "daemon.json").write_text(json.dumps({"builder": {"gc": gc}}))
+    daemon.start()
+    daemon.docker("load", "-i", str(busybox))
+    step = "FROM busybox\nRUN head -c 4000000 /dev/urandom > /file && echo %d\n"
+    for number in range(4):
+        daemon.docker("build", "-t", "same", "-", input=step % number)
+    daemon.docker("rmi", "same")
+    daemon.docker("build", "-t", "last", "-", input=step % 9)
+    deadline = time.monotonic() + 20
+    while True:
+        usage = json.loads(daemon.out("system", "df", "-v", "--format", "json"))["BuildCache"]
+        private = [item["Size"] for item in usage if item["Shared"] == "false"]
+        if len([size for size in private if size.startswith("4")]) <= 1:
+            break
+        assert time.monotonic() < deadline, usage
+        time.sleep(0.2)
+    assert daemon.out("run", "--rm", "last", "wc", "-c", "/file") == "4000000 /file"

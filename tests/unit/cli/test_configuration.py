@@ -12,7 +12,7 @@ from seacan.cli import configuration
 from seacan.cli.configuration import Configuration, load, parse_host, reload
 from seacan.cli.flags import FlagError
 from seacan.engine.config import Ulimit
-from seacan.engine.options import AddressPool, RuntimeOption
+from seacan.engine.options import AddressPool, CacheLimits, RuntimeOption
 from seacan.errors import InvalidParameter, SeacanError, Unsupported
 
 
@@ -282,3 +282,20 @@ def test_a_reload_with_a_bad_file_is_refused(file: Path) -> None:
     file.write_text('{"default-runtime": "nope"}')
     with pytest.raises(InvalidParameter):
         reload(running, [f"--config-file={file}"], {})
+
+
+def test_the_cache_of_builds_has_limits(file: Path) -> None:
+    gc = {"enabled": True, "defaultKeepStorage": "20GB", "defaultMaxUsedSpace": "30gb", "defaultMinFreeSpace": "1g"}
+    found = loaded(file, content={"builder": {"gc": gc}})
+    assert found.engine.build_cache == CacheLimits(reserved=20 << 30, most=30 << 30, free=1 << 30)
+    assert not loaded(file, content={"builder": {"gc": {"enabled": False}}}).engine.build_cache.enabled
+    assert loaded(file, content={}).engine.build_cache == CacheLimits()
+
+
+def test_what_is_wrong_with_the_limits_of_the_cache_is_said(file: Path) -> None:
+    assert "builder.gc.nope" in refusal(file, content={"builder": {"gc": {"nope": 1}}})
+    assert "builder.nope" in refusal(file, content={"builder": {"nope": {}}})
+    assert "invalid size: 'much'" in refusal(file, content={"builder": {"gc": {"defaultReservedSpace": "much"}}})
+    assert "must be of the form" in refusal(file, content={"builder": {"gc": 3}})
+    found = loaded(file, content={"builder": {"gc": {"policy": [{"all": True}]}}})
+    assert found.warnings == ("builder.gc.policy has no effect: only the defaults of builder.gc are kept to",)
