@@ -181,7 +181,7 @@ class Lifecycle:
         self._engine.containers.save_state(container)
         self._engine.containers.emit(container, "start")
         health.begin(self._engine, container)
-        container.spawn(self._watch(container, task), "watch")
+        self.watch(container, task)
 
     async def _write_bundle(self, container: Container, bundle: Path) -> None:
         engine = self._engine
@@ -316,7 +316,7 @@ class Lifecycle:
             log.warning("container %s: its shim could not be told to undo it: %s", container.id, error)
 
     async def adopt(self, container: Container, task: Task) -> None:
-        """Go on with a container that was running before this engine."""
+        """Go on with a container that was running before this engine. :meth:`watch` it when all is recovered."""
         state = container.state
         container.sandbox = await task.created()
         container.task = container.begun = task
@@ -326,6 +326,9 @@ class Lifecycle:
             state.started_at = state.started_at or now()
             state.running, state.restarting, state.paused, state.pid = True, False, paused, pid
             self._engine.containers.save_state(container)
+
+    def watch(self, container: Container, task: Task) -> None:
+        """Notice from now on if the shim dies without a word."""
         container.spawn(self._watch(container, task), "watch")
 
     # --- what the shim tells ---------------------------------------------------------------------------------------
@@ -348,7 +351,7 @@ class Lifecycle:
                 self._engine.containers.emit(container, "detach")
 
     async def _watch(self, container: Container, task: Task) -> None:
-        """Notice a shim that dies without a word: what it left is cleaned up, and counts as killed."""
+        """What a shim that died without a word has left is cleaned up, and counts as killed."""
         try:
             await asyncio.shield(task.exit)
         except SeacanError as error:

@@ -34,10 +34,11 @@ async def recover(engine: Engine) -> None:
     """Bring state and reality together again."""
     limit = asyncio.Semaphore(AT_ONCE)
     exits: dict[str, Exit] = {}
+    happened = _Happened(engine)
 
     async def one(container: Container) -> None:
         async with limit:
-            exit = await _settle(engine, container)
+            exit = await _settle(engine, container, happened)
             if exit is not None:
                 exits[container.id] = exit
 
@@ -50,11 +51,38 @@ async def recover(engine: Engine) -> None:
     await engine.volumes.recover(ids)
     live = {container.id: container.task for container in engine.containers if container.task is not None}
     await engine.networks.recover(live)
+    happened.pass_on()
     for container in engine.containers:
         await _resume(engine, container, exits.get(container.id))
 
 
-async def _settle(engine: Engine, container: Container) -> Exit | None:
+class _Happened:
+    """What adopted containers tell while the rest is still being recovered.
+
+    It waits: an exit releases networks and may start the container anew, and what belongs to no running container is
+    being swept away meanwhile.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._events: list[tuple[Container, Task, object]] | None = []
+
+    def take(self, container: Container, task: Task, event: object) -> None:
+        if container.task is not task:
+            return
+        if self._events is None:
+            self._engine.lifecycle.event(container, task, event)
+        else:
+            self._events.append((container, task, event))
+
+    def pass_on(self) -> None:
+        """Let everything happen that has waited, and what comes from now on at once."""
+        events, self._events = self._events or [], None
+        for container, task, event in events:
+            self.take(container, task, event)
+
+
+async def _settle(engine: Engine, container: Container, happened: _Happened) -> Exit | None:
     """Find out what became of one container: adopts its task, or gives the exit that must be recorded."""
     bundle = engine.containers.bundle(container)
     state = container.state
@@ -62,13 +90,9 @@ async def _settle(engine: Engine, container: Container) -> Exit | None:
     if not was_running and not bundle.exists():
         return None
 
-    def event(task: Task, event: object) -> None:
-        if container.task is task:
-            engine.lifecycle.event(container, task, event)
-
     task = None
     try:
-        task = await Task.reconnect(bundle, event)
+        task = await Task.reconnect(bundle, lambda task, event: happened.take(container, task, event))
     except (SeacanError, OSError) as error:
         log.error("container %s: its shim does not answer: %s", container.id, error)
     if task is not None and not task.exit.done():
@@ -132,6 +156,7 @@ async def _resume(engine: Engine, container: Container, exit: Exit | None) -> No
         state.removing, state.dead = False, True
         engine.containers.save_state(container)
     if container.task is not None:
+        engine.lifecycle.watch(container, container.task)
         health.begin(engine, container)
         return
     if exit is not None:

@@ -246,7 +246,7 @@ class Networks:
         stores: Mapping[str, DescriptorStore | None] = live if isinstance(live, Mapping) else dict.fromkeys(live)
         for container in [one for one in self._attachments if one not in stores]:
             self._forget_endpoints(container)
-        for container, attachment in self._attachments.items():
+        for container, attachment in tuple(self._attachments.items()):
             attachment.store = stores[container]
             await self._hold_ports(attachment)
             await self._resume_names(attachment)

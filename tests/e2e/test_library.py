@@ -161,3 +161,41 @@ def test_the_same_with_await(program: Program, tmp_path: Path) -> None:
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["('busybox:latest',)", "['0\\n', '1\\n', '2\\n', '3\\n']", "True", "1 []"]
     assert (tmp_path / "image.tar").stat().st_size > 1000
+
+
+def test_a_container_that_ends_during_the_recovery_is_restarted_like_any_other(program: Program) -> None:
+    program(
+        "from seacan.engine.config import HostConfig, RestartPolicy\n"
+        "always = HostConfig(restart_policy=RestartPolicy(name='always'))\n"
+        "with seacan.Engine(options=OPTIONS) as engine:\n"
+        "    engine.load(BUSYBOX)\n"
+        "    for number in range(3):\n"
+        "        engine.run('busybox', ['sleep', '1000'], name=f'left{number}', host_config=always)\n"
+    )
+    done = program(
+        "import os\n"
+        "from seacan.network.networks import Networks\n"
+        "original = Networks._hold_ports\n"
+        "async def hold_ports(self, attachment):\n"
+        "    task = attachment.store\n"
+        "    if not task.exit.done():\n"
+        "        os.kill((await task.created()).pid, 9)\n"
+        "        await task.exit\n"
+        "        await asyncio.sleep(0.03)\n"
+        "    await original(self, attachment)\n"
+        "Networks._hold_ports = hold_ports\n"
+        "async def main():\n"
+        "    async with seacan.AsyncEngine(options=OPTIONS) as engine:\n"
+        "        for number in range(3):\n"
+        "            container = engine.container(f'left{number}')\n"
+        "            for _ in range(100):\n"
+        "                found = await container.inspect()\n"
+        "                if found['RestartCount'] == 1 and container.status == 'running':\n"
+        "                    break\n"
+        "                await asyncio.sleep(0.1)\n"
+        "            print(container.status, (await container.exec(['echo', 'here'])).text)\n"
+        "            await container.remove(force=True)\n"
+        "asyncio.run(main())\n"
+    )
+    assert done.stdout.splitlines() == ["running here", ""] * 3, done.stderr
+    assert done.stderr == ""
