@@ -69,6 +69,9 @@ _DRAIN_GRACE = 2.0
 _NOTED_GRACE = 5.0
 """Seconds that a connected daemon may take to note an exit."""
 
+_RETRY = 0.1
+"""Seconds until something is tried again that the system had no room for."""
+
 _MAX_OWED = 4096
 """Messages a daemon may be behind before its connection is given up; it can connect again and ask."""
 
@@ -210,6 +213,15 @@ class Shim:
 
     def _hear_maker(self) -> None:
         """Take what the process that makes the container has to say, up to its end."""
+        try:
+            self._take_from_maker()
+        except Exception as error:
+            self._callback_failed(-1)
+            if not self._started:
+                self._tell(Failed(seq=0, message=f"failed to create shim task: {error}", exit_code=128))
+                self._finish()
+
+    def _take_from_maker(self) -> None:
         while self._maker is not None:
             try:
                 packet = packets.receive(self._maker)
@@ -270,7 +282,7 @@ class Shim:
         self._init = _Process(message.pid, streams)
         self._known(self._init)
         for daemon in self._daemons:
-            self._loop.change(daemon.channel.fileno(), READ | (WRITE if daemon.owed else 0))
+            self._watch_for(daemon)
 
     def _never_was(self, message: str, exit_code: int) -> None:
         """Creation failed, and the runtime has undone it."""
@@ -349,11 +361,23 @@ class Shim:
         daemon = _Daemon(packets.prepare(connection))
         self._daemons.append(daemon)
         self._loop.cancel(self._orphaned)
+        self._loop.watch(connection.fileno(), 0, lambda events: self._daemon_ready(daemon, events))
+        self._watch_for(daemon)
+
+    def _watch_for(self, daemon: _Daemon) -> None:
         # Requests wait until there is something to ask of.
-        events = READ if self._init is not None else 0
-        self._loop.watch(connection.fileno(), events, lambda events: self._daemon_ready(daemon, events))
+        events = (READ if self._init is not None else 0) | (WRITE if daemon.owed else 0)
+        self._loop.change(daemon.channel.fileno(), events)
 
     def _daemon_ready(self, daemon: _Daemon, events: int) -> None:
+        try:
+            self._hear_daemon(daemon, events)
+        except Exception:
+            # It asks again with another connection; on this one it would wait for ever.
+            self._callback_failed(-1)
+            self._drop(daemon)
+
+    def _hear_daemon(self, daemon: _Daemon, events: int) -> None:
         if events & WRITE:
             self._flush(daemon)
         if not events & (READ | GONE) or daemon not in self._daemons:
@@ -366,8 +390,13 @@ class Shim:
             self._drop(daemon)
             return
         data, fds = packet
-        request = _decode_request(data)
+        try:
+            request = _decode_request(data)
+        except msgspec.DecodeError:
+            packets.close_all(fds)
+            raise
         if isinstance(request, Noted):
+            packets.close_all(fds)
             self._noted(request.exec_id)
             return
         answer: FromShim | None
@@ -422,13 +451,21 @@ class Shim:
                 packets.send(daemon.channel, message, fds)
                 return
             except BlockingIOError:
-                self._loop.change(daemon.channel.fileno(), READ | WRITE)
+                pass
             except OSError:
                 self._drop(daemon)
                 return
-        daemon.owed.append((message, [os.dup(fd) for fd in fds]))
+        copies: list[int] = []
+        daemon.owed.append((message, copies))
+        try:
+            copies.extend(os.dup(fd) for fd in fds)
+        except OSError:
+            self._drop(daemon)
+            return
         if len(daemon.owed) > _MAX_OWED:
             self._drop(daemon)
+        else:
+            self._watch_for(daemon)
 
     def _flush(self, daemon: _Daemon) -> None:
         try:
@@ -442,7 +479,7 @@ class Shim:
         except OSError:
             self._drop(daemon)
             return
-        self._loop.change(daemon.channel.fileno(), READ)
+        self._watch_for(daemon)
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -512,7 +549,7 @@ class Shim:
         os.unlink(path)
         pipes = _Pipes(request.stdin, request.stdout, request.stderr)
         try:
-            _, channel = maker.fork(
+            _, channel = self._fork(
                 lambda shim: maker.run_exec(shim, self._bundle, self._config, process, pipes.theirs)
             )
         except OSError:
@@ -548,15 +585,26 @@ class Shim:
             self._progress()
             return
         exec_id = request.exec_id
-        streams = Streams(
-            self._loop,
-            **execution.pipes.ours(packet[1][0] if packet and message.console else None, request.stdin),
-            terminal=message.console,
-            closes_stdin=True,
-            on_detach=lambda: self._tell(ClientDetached(exec_id=exec_id)),
-            on_ended=self._progress,
-        )
-        execution.pipes.close()
+        try:
+            streams = Streams(
+                self._loop,
+                **execution.pipes.ours(packet[1][0] if packet and message.console else None, request.stdin),
+                terminal=message.console,
+                closes_stdin=True,
+                on_detach=lambda: self._tell(ClientDetached(exec_id=exec_id)),
+                on_ended=self._progress,
+            )
+        except Exception as error:
+            self._callback_failed(-1)
+            packets.close_all(execution.fds)
+            if message.pid not in self._strangers:
+                os.kill(message.pid, signal.SIGKILL)
+            failed = Failed(seq=request.seq, message=f"cannot read the streams of the exec: {error}", exit_code=128)
+            self._answer(execution.daemon, failed)
+            self._progress()
+            return
+        finally:
+            execution.pipes.close()
         record = self._execs[exec_id] = _Process(message.pid, streams)
         if execution.fds:
             try:
@@ -618,7 +666,10 @@ class Shim:
                 return
             if child is None:
                 return
-            self._reaped(child.si_pid, child.si_status, child.si_code != os.CLD_EXITED)
+            try:
+                self._reaped(child.si_pid, child.si_status, child.si_code != os.CLD_EXITED)
+            except Exception:  # the others have ended all the same, and more will
+                self._callback_failed(-1)
 
     def _reaped(self, pid: int, status: int, killed: bool) -> None:
         if self._log is not None and pid == self._log.file.compressor:
@@ -635,17 +686,25 @@ class Shim:
             self._strangers[pid] = exit
 
     def _has_ended(self, process: _Process, exit: Exit) -> None:
+        process.exit = exit  # before anything that can fail: it is told only once
         if process is self._init:
             self._check_oom()
-            exit = msgspec.structs.replace(exit, oom_killed=self._oom_kills > 0)
+            process.exit = msgspec.structs.replace(exit, oom_killed=self._oom_kills > 0)
             if not self._own_pids:
                 # Nothing else would end them: there is no PID namespace to go with its init.
-                self._kill_everyone(signal.SIGKILL)
-        process.exit = exit
-        process.streams.drain()
-        if not process.streams.output_ended:
-            self._loop.later(_DRAIN_GRACE, process.streams.cut)  # which ends in _progress
+                self._end_everyone()
+        try:
+            process.streams.drain()
+        finally:
+            if not process.streams.output_ended:
+                self._loop.later(_DRAIN_GRACE, process.streams.cut)  # which ends in _progress
         self._progress()
+
+    def _end_everyone(self) -> None:
+        try:
+            self._kill_everyone(signal.SIGKILL)
+        except OSError:  # no process or descriptor left to do it with, for the moment
+            self._loop.later(_RETRY, self._end_everyone)
 
     def _known(self, process: _Process) -> None:
         """An external runtime's process is our child at once, and may have ended before we heard of it."""
