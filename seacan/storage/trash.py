@@ -9,42 +9,17 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from seacan.errors import SeacanError
-from seacan.storage import tree, worker
+from seacan.storage import worker
+from seacan.storage.sweep import SweepRequest, SweepResult
 from seacan.storage.worker import Launcher
 
 log = logging.getLogger(__name__)
 
 _DELAY = 0.5
 """Seconds from a removal to the sweep, so that one process serves many removals."""
-
-
-class SweepRequest(msgspec.Struct, frozen=True):
-    folder: str
-
-
-class SweepResult(msgspec.Struct, frozen=True):
-    failures: list[str]
-
-
-def main(argument: str, fds: Sequence[int]) -> int:
-    """The worker: empties the folder."""
-    return worker.answer(_sweep, SweepRequest, argument, fds)
-
-
-def _sweep(request: SweepRequest, _: Sequence[int]) -> SweepResult:
-    failures: list[str] = []
-    for name in os.listdir(request.folder):
-        try:
-            tree.remove(os.path.join(request.folder, name))
-        except (OSError, SeacanError) as error:
-            failures.append(str(error))
-    return SweepResult(failures[:20])
 
 
 class Trash:
@@ -87,7 +62,7 @@ class Trash:
             self._dirty = False
             try:
                 done = await worker.run(
-                    self._launcher, "seacan.storage.trash:main", SweepRequest(str(self.folder)), (), SweepResult
+                    self._launcher, "seacan.storage.sweep:main", SweepRequest(str(self.folder)), (), SweepResult
                 )
             except SeacanError as error:
                 log.warning("deleting %s: %s", self.folder, error.message)
