@@ -33,6 +33,7 @@ from seacan.cli.flags import (
 from seacan.engine.config import Ulimit
 from seacan.engine.options import LIVE, AddressPool, CacheLimits, EngineOptions, RuntimeOption
 from seacan.errors import InvalidParameter, Unsupported
+from seacan.registry.endpoints import masked
 
 DEFAULT_CONFIG_FILE: Final = "/etc/seacan/daemon.json"
 DEFAULT_HOST: Final = "unix:///run/seacan.sock"
@@ -71,6 +72,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _engine("bip6", "str", "IPv6 address for the default bridge"),
     _engine("bridge", "str", "Attach containers to a network bridge", short="b"),
     _engine("cgroup-parent", "str", "Parent cgroup of all containers"),
+    _engine("certs-dir", "str", 'Folder of registries\' certificates (default "/etc/docker/certs.d")'),
     Setting("config-file", "str", f'Daemon configuration file (default "{DEFAULT_CONFIG_FILE}")', key="-"),
     _engine("data-root", "str", "Folder for what must survive a reboot"),
     _engine("debug", "bool", "Enable debug mode", short="D"),
@@ -282,7 +284,7 @@ def _mirror(text: str) -> str:
     if url.scheme not in ("http", "https") or not url.netloc:
         raise InvalidParameter(f'invalid mirror: unsupported scheme "{url.scheme}" in "{text}"')
     if url.username or url.password:
-        raise InvalidParameter(f'invalid mirror: username/password not allowed in URI "{_masked(text)}"')
+        raise InvalidParameter(f'invalid mirror: username/password not allowed in URI "{masked(text)}"')
     if url.query or url.fragment:
         raise InvalidParameter(f'invalid mirror: path, query, or fragment at end of the URI "{text}"')
     return text.rstrip("/") + "/"
@@ -489,10 +491,6 @@ def _read(path: str, *, required: bool) -> dict[str, Any]:
     return flat
 
 
-def _masked(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//xxxxx:xxxxx@", url)
-
-
 def _check_conflicts(values: Mapping[str, Any], given: Given) -> None:
     known = {setting.name for setting in SETTINGS} - {"-"}
     # dockerd looks keys up among its flags as well as among their names in the file.
@@ -520,7 +518,7 @@ def _check_conflicts(values: Mapping[str, Any], given: Given) -> None:
             shown: object = texts[-1] if setting.kind in _ONE else list(texts)
             ours, theirs = go_format(shown), go_format(values[key])
             if key.endswith("-proxy"):
-                ours, theirs = _masked(ours), _masked(theirs)
+                ours, theirs = masked(ours), masked(theirs)
             conflicts.append(f"{key}: (from flag: {ours}, from file: {theirs})")
     if conflicts:
         problems.append(

@@ -23,6 +23,11 @@ def group() -> None:
 @click.option("--listen", default="127.0.0.1:5000", show_default=True, metavar="ADDRESS:PORT")
 @click.option("--tls-cert", type=click.Path(exists=True, path_type=Path))
 @click.option("--tls-key", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--tls-client-ca",
+    type=click.Path(exists=True, path_type=Path),
+    help="Let in only clients with a certificate of this authority.",
+)
 @click.option("--htpasswd", type=click.Path(exists=True, path_type=Path), help="Users and bcrypt hashes.")
 @click.option("--token-realm", default="", help="URL of the token service.")
 @click.option("--token-service", default="")
@@ -58,6 +63,7 @@ def serve(root: Path, listen: str, **options: Any) -> None:
         port=int(port),
         certificate=options["tls_cert"],
         key=options["tls_key"],
+        client_authority=options["tls_client_ca"],
         htpasswd=options["htpasswd"],
         token_realm=options["token_realm"],
         token_service=options["token_service"],

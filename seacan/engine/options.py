@@ -111,6 +111,8 @@ class EngineOptions(msgspec.Struct, kw_only=True):
     max_download_attempts: int = 5
     registry_mirrors: list[str] = []
     insecure_registries: list[str] = []
+    certs_dir: str = "/etc/docker/certs.d"
+    """A folder a registry (``host:port``): authorities (``*.crt``), client certificates (``*.cert``, ``*.key``)."""
     build_cache: CacheLimits = CacheLimits()
     signature_policy: str = ""
     """A policy file (containers-policy.json(5)) that pulled images must satisfy; empty: everything is accepted."""

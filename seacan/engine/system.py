@@ -19,6 +19,7 @@ from seacan.engine.verify import BUILTIN_RUNTIMES
 from seacan.engine.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, VERSION, dotted
 from seacan.images import listing as images
 from seacan.network import doctor as network_doctor
+from seacan.registry.endpoints import environment_proxy, masked
 
 if TYPE_CHECKING:
     from seacan.build.cache import Record
@@ -159,9 +160,9 @@ async def info(engine: Engine) -> dict[str, Any]:
         "MemTotal": machine.memory,
         "GenericResources": None,
         "DockerRootDir": options.data_root,
-        "HttpProxy": os.environ.get("HTTP_PROXY", ""),
-        "HttpsProxy": os.environ.get("HTTPS_PROXY", ""),
-        "NoProxy": os.environ.get("NO_PROXY", ""),
+        "HttpProxy": masked(environment_proxy("http_proxy")),
+        "HttpsProxy": masked(environment_proxy("https_proxy")),
+        "NoProxy": environment_proxy("no_proxy"),
         "Name": os.uname().nodename,
         "Labels": options.labels,
         "ExperimentalBuild": options.experimental,

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode, urljoin, urlsplit
@@ -26,7 +26,7 @@ from seacan.errors import InvalidParameter, NotFound, SeacanError, System
 from seacan.images import manifest as manifests
 from seacan.images.reference import Reference
 from seacan.registry.credentials import NONE, Challenge, Credentials, Token, parse_challenges, token_from
-from seacan.registry.endpoints import Endpoint, Settings, endpoints, proxy_for, tls_context
+from seacan.registry.endpoints import Endpoint, Settings, Trust, endpoints, fingerprint, masked, proxy_for, trust
 from seacan.storage import digest as digests
 from seacan.storage.blobs import DigestMismatch
 from seacan.storage.digest import Digest
@@ -97,7 +97,7 @@ class Registries:
     def __init__(self, settings: Callable[[], Settings]) -> None:
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
-        self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+        self._trust: dict[Endpoint, tuple[object, Trust]] = {}
         self._users: dict[tuple[Endpoint, Credentials], _User] = {}
 
     async def close(self) -> None:
@@ -105,12 +105,19 @@ class Registries:
             await self._session.close()
             self._session = None
 
-    def repositories(self, reference: Reference, credentials: Credentials, *, push: bool = False) -> list[Repository]:
-        """The ways to a repository, to be tried in order. Mirrors get no credentials of Docker Hub's."""
-        return [
-            Repository(self, endpoint, reference, NONE if endpoint.mirror else credentials, push=push)
-            for endpoint in endpoints(reference.domain, self._settings(), push=push)
-        ]
+    def repositories(
+        self, reference: Reference, credentials: Credentials, *, push: bool = False
+    ) -> Iterator[Repository]:
+        """The ways to a repository, to be tried in order. Mirrors get no credentials of Docker Hub's, and where TLS has
+        been answered in, nothing is asked in the clear."""
+        answered = set()
+        for endpoint in endpoints(reference.domain, self._settings(), push=push):
+            if endpoint.scheme == "http" and endpoint.host in answered:
+                continue
+            repository = Repository(self, endpoint, reference, NONE if endpoint.mirror else credentials, push=push)
+            yield repository
+            if repository.answered:
+                answered.add(endpoint.host)
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -125,14 +132,16 @@ class Registries:
             )
         return self._session
 
-    def context(self, endpoint: Endpoint) -> ssl.SSLContext | bool:
-        """TLS for an endpoint; read from ``certs.d`` once."""
+    def trust(self, endpoint: Endpoint) -> Trust | None:
+        """TLS on the way to an endpoint; read from ``certs.d`` when something changed there. None: as everywhere."""
         if endpoint.scheme != "https":
-            return False
-        key = (endpoint.host, endpoint.verify)
-        if key not in self._contexts:
-            self._contexts[key] = tls_context(endpoint, self._settings().certificates)
-        return self._contexts[key]
+            return None
+        folder = self._settings().certificates
+        now = (folder, fingerprint(endpoint, folder))
+        known = self._trust.get(endpoint)
+        if known is None or known[0] != now:
+            known = self._trust[endpoint] = (now, trust(endpoint, folder))
+        return known[1]
 
     def user(self, endpoint: Endpoint, credentials: Credentials) -> _User:
         if len(self._users) > 256:
@@ -205,6 +214,8 @@ class Repository:
         self.endpoint = endpoint
         self.reference = reference
         self.path = reference.path
+        self.answered = False
+        """Whether anything has come back from the registry."""
         self._user = registries.user(endpoint, credentials)
         self._scopes = [f"repository:{self.path}:pull" + (",push" if push else "")]
 
@@ -413,12 +424,12 @@ class Repository:
             ours = (here.scheme, here.netloc) == (home.scheme, home.netloc)
             if here.scheme not in ("http", "https"):
                 raise System(f"{method} {_shown(url)}: the registry redirects to a {here.scheme!r} address")
-            if here.scheme == "http" and home.scheme == "https" and authorize:
+            if here.scheme == "http" and home.scheme == "https" and self.endpoint.verify and authorize:
                 raise System(f"{method} {_shown(url)}: the registry redirects from https to http")
             sent = dict(headers)
             if authorize and ours and (value := self._authorization(self._scopes if scopes is None else scopes)):
                 sent["Authorization"] = value
-            answer = await self._send(method, url, sent, body, ours)
+            answer = await self._send(method, url, sent, body, ours, authorize)
             if answer.status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD", "PUT", "POST", "PATCH"):
                 location = answer.headers.get("Location", "")
                 async with answer:
@@ -439,8 +450,11 @@ class Repository:
         headers: Mapping[str, str],
         body: Callable[[], AsyncIterator[bytes]] | None,
         ours: bool,
+        named: bool = True,
     ) -> Answer:
-        context: ssl.SSLContext | bool = self._registries.context(self.endpoint) if ours else True
+        """``ours``: to the registry itself; ``named``: or to where it sent us (a foreign layer's host is neither)."""
+        trust = self._registries.trust(self.endpoint) if named else None
+        proxy = proxy_for(url)
         try:
             response = await self._registries.session.request(
                 method,
@@ -448,15 +462,20 @@ class Repository:
                 headers=headers,
                 data=body() if body is not None else None,
                 allow_redirects=False,
-                ssl=context if url.startswith("https:") else True,
-                proxy=proxy_for(url),
+                ssl=True if trust is None else trust.home if ours else trust.elsewhere,
+                proxy=proxy,
             )
+        except (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError) as error:
+            # Neither error's own text may be used: it can hold the proxy's address with a password in it.
+            reason = _proxy_cause(error, proxy)
+            raise Unreachable(f'{method.title()} "{_shown(url)}": {reason}', temporary=False) from None
         except aiohttp.ClientConnectorError as error:
             # dockerd begins with a ping, so these are its words.
             place = f"{self.endpoint.url}/v2/" if ours else _shown(url)
             raise Unreachable(f'Get "{place}": {cause(error)}', temporary=False) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise Unreachable(f'{method.title()} "{_shown(url)}": {cause(error)}') from error
+        self.answered = self.answered or ours
         return Answer(response, f'{method.title()} "{_shown(url)}"')
 
     async def _refuse(self, method: str, url: str, answer: Answer, ours: bool) -> None:
@@ -632,10 +651,46 @@ def _shown(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}"
 
 
+def _proxy_cause(error: aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError, proxy: str | None) -> str:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"proxy {masked(proxy or '')}: {error.message or error.status}"
+    return f"proxyconnect tcp: {cause(error)}"
+
+
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+"""OpenSSL's X509_V_ERR_* for a chain that ends at nothing that is trusted."""
+_EXPIRED = 10
+
+
+def _tls_cause(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _UNKNOWN_AUTHORITY:
+            reason = "certificate signed by unknown authority"
+        elif error.verify_code == _EXPIRED:
+            reason = "certificate has expired or is not yet valid"
+        else:
+            reason = error.verify_message
+        return f"tls: failed to verify certificate: x509: {reason}"
+    reason = error.reason or str(error)
+    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return "http: server gave HTTP response to HTTPS client"
+    _, alert, said = reason.partition("_ALERT_")
+    return (
+        f"remote error: tls: {said.lower().replace('_', ' ')}" if alert else f"tls: {reason.lower().replace('_', ' ')}"
+    )
+
+
 def cause(error: BaseException) -> str:
     """In the words of Go's network errors, where there are such."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"tls: failed to verify certificate: {error.certificate_error}"
+        inner = error.certificate_error
+        return _tls_cause(inner) if isinstance(inner, ssl.SSLError) else f"tls: failed to verify certificate: {inner}"
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ssl.SSLError):
+        return _tls_cause(error.os_error)
+    if isinstance(error, ssl.SSLError) and not isinstance(error, aiohttp.ClientError):
+        return _tls_cause(error)
+    if isinstance(error, aiohttp.ClientError) and isinstance(error.__cause__, ssl.SSLError):
+        return _tls_cause(error.__cause__)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return f"dial tcp: lookup {error.host}: no such host"
     if isinstance(error, aiohttp.ClientConnectorError):

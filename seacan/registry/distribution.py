@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
 
@@ -31,6 +32,7 @@ class Options(Protocol):
 
     registry_mirrors: list[str]
     insecure_registries: list[str]
+    certs_dir: str
     max_concurrent_downloads: int
     max_concurrent_uploads: int
     max_download_attempts: int
@@ -55,7 +57,9 @@ class Distribution:
     """Pull, push, search, log in."""
 
     def __init__(self, images: Images, options: Options, *, policy: Policy | None = None) -> None:
-        self._registries = Registries(lambda: Settings(options.registry_mirrors, options.insecure_registries))
+        self._registries = Registries(
+            lambda: Settings(options.registry_mirrors, options.insecure_registries, Path(options.certs_dir))
+        )
         self.downloads = Downloads(
             images, lambda: options.max_concurrent_downloads, lambda: options.max_download_attempts
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -28,6 +29,8 @@ from seacan.storage import digest as digests
 from seacan.storage.blobs import DOCUMENT_LIMIT
 from seacan.storage.digest import ChainID, DiffID, Digest
 from seacan.storage.layers import Staged
+
+log = logging.getLogger(__name__)
 
 _LAYER_TYPES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.", "application/octet-stream")
 _NESTING = 4
@@ -63,11 +66,18 @@ class Puller:
             attempt = _Pull(self, repository, report, platform)
             try:
                 return await attempt.run(reference, all_tags=all_tags)
-            except (RegistryError, Unreachable) as error:
+            except SeacanError as error:
+                if repository.endpoint.mirror:
+                    # A mirror is a convenience: whatever goes wrong with it, the registry itself has the last word.
+                    log.warning("Attempting next endpoint for pull after error: %s", error.message)
+                    failure = failure or error
+                    continue
+                if not isinstance(error, (RegistryError, Unreachable)):
+                    raise
                 # An endpoint's word is final only if it is the registry's own and nothing has been said yet.
                 if attempt.begun:
                     raise _translated(error, reference) from error
-                if failure is None or isinstance(failure, Unreachable) or isinstance(error, RegistryError):
+                if not isinstance(failure, RegistryError) or isinstance(error, RegistryError):
                     failure = error
         assert failure is not None
         raise _translated(failure, reference) from failure

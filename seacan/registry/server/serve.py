@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What ``seacan registry serve`` is told.
 
+    ``client_authority`` (PEM): only clients with a certificate of it are let in.
+
     ``quota`` is bytes; ``collect_every`` seconds (0: never by itself); ``engine`` is the data root of an engine whose
     blobs are shared on disk. ``mirror`` is the registry to hold copies of (``docker.io``); it makes this one read-only.
     """
@@ -38,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 5000
     certificate: Path | None = None
     key: Path | None = None
+    client_authority: Path | None = None
     htpasswd: Path | None = None
     token_realm: str = ""
     token_service: str = ""
@@ -73,6 +76,8 @@ def access(settings: Settings) -> Access:
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
     if settings.certificate is None and settings.key is None:
+        if settings.client_authority is not None:
+            raise InvalidParameter("client certificates need TLS: a certificate and its key")
         return None
     if settings.certificate is None or settings.key is None:
         raise InvalidParameter("TLS needs both a certificate and its key")
@@ -81,6 +86,12 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
         context.load_cert_chain(settings.certificate, settings.key)
     except (OSError, ssl.SSLError) as error:
         raise InvalidParameter(f"certificate {settings.certificate} with key {settings.key}: {error}") from error
+    if settings.client_authority is not None:
+        try:
+            context.load_verify_locations(settings.client_authority)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidParameter(f"client authority {settings.client_authority}: {error}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 

@@ -7,6 +7,7 @@ import base64
 import gzip
 import hashlib
 import json
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -66,19 +67,23 @@ class FakeRegistry:
         """For each blob what happens to the next requests for it; then it is served as it is."""
         self.authorize: Callable[[web.Request], web.Response | None] = lambda _request: None
         self.token_requests: list[web.Request] = []
+        self.certificates: set[str] = set()
+        """The names in the certificates that clients have shown ("" for none), where it speaks TLS."""
         self.running = 0
         self.most = 0
         self.monolithic = True
         self.host = ""
+        self.scheme = "http"
         self._uploads: dict[str, bytes] = {}
         self._runner: web.AppRunner | None = None
 
-    async def start(self) -> None:
+    async def start(self, tls: ssl.SSLContext | None = None) -> None:
+        self.scheme = "https" if tls else "http"
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=tls)
         await site.start()
         assert site._server is not None
         self.host = f"127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
@@ -105,6 +110,8 @@ class FakeRegistry:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path_qs, dict(request.headers)))
+        shown = dict(entry for (entry,) in (request.get_extra_info("peercert") or {}).get("subject", ()))
+        self.certificates.add(shown.get("commonName", ""))
         if request.path == "/token":
             self.token_requests.append(request)
             return self.token(request)

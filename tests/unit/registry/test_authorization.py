@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import ssl
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from seacan.engine.options import EngineOptions
 from seacan.errors import InvalidParameter, SeacanError, Unauthorized
 from seacan.images.store import Images
 from seacan.registry.credentials import Credentials, decode_header, parse_challenges
 from seacan.registry.distribution import Distribution
-from seacan.registry.endpoints import Settings, endpoints, is_insecure
+from seacan.registry.endpoints import Settings, endpoints, is_insecure, masked, proxy_for
+from tests.certificates import Authority
 from tests.unit.images.archives import layer
 from tests.unit.registry.fake import FakeRegistry, basic
 from tests.unit.registry.test_pull import pull
@@ -29,7 +33,9 @@ def demands(registry: FakeRegistry, *, expires: bool = False) -> None:
     def authorize(request: web.Request) -> web.Response | None:
         if request.headers.get("Authorization") == "Bearer let-me-in":
             return None
-        challenge = f'Bearer realm="http://{registry.host}/token",service="the registry",scope="repository:a:pull"'
+        challenge = (
+            f'Bearer realm="{registry.scheme}://{registry.host}/token",service="the registry",scope="repository:a:pull"'
+        )
         return web.json_response(
             {"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]},
             status=401,
@@ -192,3 +198,72 @@ def test_where_registries_are_reached() -> None:
 )
 def test_who_may_be_spoken_to_without_tls(host: str, insecure: bool) -> None:
     assert is_insecure(host, ["10.0.0.0/8", "a.example"]) is insecure
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "direct", "proxied"),
+    [
+        ("", ["http://localhost:5", "https://127.0.0.9", "https://[::1]:1"], ["https://a.test", "https://10.0.0.1"]),
+        ("a.test", ["https://a.test", "https://b.a.test:5000", "https://A.TEST"], ["https://ba.test", "https://a.tes"]),
+        (".a.test, *.b.test", ["https://x.a.test", "https://x.b.test"], ["https://a.test", "https://b.test"]),
+        ("a.test:5000", ["https://a.test:5000", "https://b.a.test:5000"], ["https://a.test", "https://a.test:5001"]),
+        ("10.0.0.0/8,::2/127", ["https://10.9.8.7:5000", "https://[::3]"], ["https://11.0.0.1", "https://[::4]"]),
+        ("10.0.0.1,[::2]:443", ["https://10.0.0.1:9", "https://[::2]"], ["https://10.0.0.2", "https://[::2]:444"]),
+        ("*", ["https://a.test"], []),
+    ],
+)
+def test_what_goes_past_the_proxy(
+    no_proxy: str, direct: list[str], proxied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "proxy.test:3128")
+    monkeypatch.setenv("https_proxy", "http://lower.test")
+    monkeypatch.setenv("http_proxy", "http://plain.test")
+    monkeypatch.setenv("no_proxy", no_proxy)
+    assert [proxy_for(url) for url in direct] == [None] * len(direct)
+    assert [proxy_for(url) for url in proxied] == ["http://proxy.test:3128"] * len(proxied)
+
+
+def test_an_address_is_shown_without_its_password() -> None:
+    assert masked("http://me:p@ss/word@proxy.test:3128") == "http://xxxxx:xxxxx@proxy.test:3128"
+    assert masked("me:word@proxy.test") == "xxxxx:xxxxx@proxy.test"
+    assert masked("http://proxy.test:3128") == "http://proxy.test:3128"
+
+
+async def test_client_certificates_are_shown_to_the_registry_alone(
+    images: Images, options: EngineOptions, tmp_path: Path
+) -> None:
+    """Where the registry keeps its blobs learns neither the certificate nor the password."""
+    authority = Authority(tmp_path)
+    server, client = authority.issue("server", "127.0.0.1"), authority.issue("client")
+    registry, other = FakeRegistry(), FakeRegistry()
+    for one in (registry, other):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.certificate))
+        context.load_cert_chain(*server)
+        context.verify_mode = ssl.CERT_OPTIONAL
+        await one.start(context)
+    folder = tmp_path / "certs.d" / registry.host
+    folder.mkdir(parents=True)
+    (folder / "ca.crt").write_bytes(authority.certificate.read_bytes())
+    for path in client:
+        (folder / path.name).write_bytes(path.read_bytes())
+    _, layers = registry.add("a", "1", [ONE])
+    demands(registry)
+    other.blobs = dict(registry.blobs)
+
+    async def elsewhere(request: web.Request, content: bytes) -> web.StreamResponse:
+        return web.Response(status=307, headers={"Location": f"https://{other.host}/v2/a/blobs/{layers[0]}"})
+
+    registry.blob_behaviours[layers[0]] = [elsewhere]
+    options.certs_dir = str(tmp_path / "certs.d")
+    distribution = Distribution(images, options)
+    try:
+        await pull(distribution, registry, "a:1", credentials=USER)
+    finally:
+        await distribution.close()
+        await registry.close()
+        await other.close()
+    assert "client" in registry.certificates and other.certificates == {""}
+    assert other.asked("GET", layers[0]) == 1
+    assert not any("Authorization" in headers for _, _, headers in other.requests)
