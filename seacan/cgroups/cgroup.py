@@ -134,11 +134,18 @@ class Cgroup:
 
     # --- life -------------------------------------------------------------------------------------------------
 
-    def create(self) -> None:
+    def create_unified(self) -> None:
+        """Make the directory on the unified hierarchy alone, for the process that will :meth:`create` the rest to be
+        born there."""
+        if self.unified is not None:
+            assert self.hierarchies.unified is not None
+            _make(self.unified, self.hierarchies.unified, False)
+
+    def create(self, *, inside: bool = False) -> None:
         """Make the cgroup, its missing parents too, empty and without limits.
 
         What an earlier crash left of it is replaced, unless processes live there: then System says so. A failure
-        removes again what was made.
+        removes again what was made. ``inside``: :meth:`create_unified` was called, and the caller lives there.
         """
         made: list[str] = []
         try:
@@ -148,9 +155,9 @@ class Cgroup:
                 if "cpuset" in controllers:
                     v1_cpuset.inherit(directory, top)
             if self.unified is not None:
-                assert self.hierarchies.unified is not None
-                _make(self.unified, self.hierarchies.unified, False)
-                made.append(self.unified)
+                if not inside:
+                    self.create_unified()
+                    made.append(self.unified)
                 if not any(hierarchy.controllers for hierarchy in self.hierarchies.v1):
                     self._delegate(frozenset(_DELEGATED) & self._v2)
         except BaseException:

@@ -220,6 +220,7 @@ class Lifecycle:
         if record.links and built.spec.process is not None and record.host_config.network_mode == "bridge":
             given = {variable.partition("=")[0] for variable in built.spec.process.env}
             built.spec.process.env += [v for v in self._link_environment(container) if v.partition("=")[0] not in given]
+        external = self._external(record.host_config.runtime)
         shim = ShimConfig(
             id=container.id,
             rootfs=sources.rootfs,
@@ -227,7 +228,8 @@ class Lifecycle:
             open_stdin=record.config.open_stdin,
             stdin_once=record.config.stdin_once,
             seccomp=built.seccomp,
-            external=self._external(record.host_config.runtime),
+            external=external,
+            cgroup=engine.cgroup_path(container) if external is None and spec.direct(built.spec) else "",
         )
         bundle.mkdir(mode=0o700)
         (bundle / "config.json").write_bytes(spec.encode(built.spec))

@@ -77,6 +77,9 @@ class ShimConfig(msgspec.Struct, frozen=True):
     seccomp_flags: int = 0
     """SECCOMP_FILTER_FLAG_* to load it with."""
     external: ExternalRuntime | None = None
+    cgroup: str = ""
+    """``linux.cgroupsPath`` of a configuration that is :func:`seacan.runtime.spec.direct`: then the shim forks init
+    itself, and execs too."""
 
 
 class Exit(msgspec.Struct, frozen=True):

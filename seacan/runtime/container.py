@@ -42,8 +42,8 @@ import posixpath
 import select
 import signal
 import socket
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, NoReturn
 
 import msgspec
 
@@ -56,7 +56,7 @@ from seacan.runtime import mounts, process, spec, state
 from seacan.runtime.bundle import DirectoryRoot, Rootfs
 from seacan.runtime.channel import Channel
 from seacan.runtime.exec import run_exec
-from seacan.runtime.failure import SetupFailed, raised, words
+from seacan.runtime.failure import SetupFailed, raised, step, words
 from seacan.runtime.hooks import run_hooks
 from seacan.runtime.init import InitPlan, prepared_bind, run_init, run_intermediate
 from seacan.runtime.rootfs import mount_root
@@ -90,8 +90,8 @@ DEVICE_RULES: Final = tuple(
     )
 )
 
-_BEGINNING: Final = "unable to start container process: "
-_IN_INIT: Final = _BEGINNING + "error during container init: "
+BEGINNING: Final = "unable to start container process: "
+IN_INIT: Final = BEGINNING + "error during container init: "
 
 
 class Stdio(NamedTuple):
@@ -200,17 +200,70 @@ class Container:
             try:
                 plan = self._plan(rootfs, seccomp, seccomp_flags, preserve_fds, new_keyring)
                 plan.stdio = stdio
-                self._make_cgroup(undo)
+                plan.cgroup = self._make_cgroup()
+                undo.callback(plan.cgroup.remove)
                 self._create(plan, undo, on_sandbox, detached)
             except SetupFailed as error:
-                raise RuntimeFailed(_BEGINNING + str(error), error.exit_code) from error
+                raise RuntimeFailed(BEGINNING + str(error), error.exit_code) from error
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
-                raise RuntimeFailed(f"{_BEGINNING}{where}{words(error)}") from error
+                raise RuntimeFailed(f"{BEGINNING}{where}{words(error)}") from error
             self.created = state.now()
             self.save()
             undo.pop_all()
         return self
+
+    @classmethod
+    def become_init(
+        cls,
+        id: str,
+        bundle: str,
+        configuration: spec.Spec,
+        channel: Channel,
+        *,
+        root: str,
+        stdio: Stdio,
+        rootfs: Rootfs | None,
+        seccomp: bytes | None,
+        seccomp_flags: int,
+        on_cgroup: Callable[[Cgroup], None],
+    ) -> NoReturn:
+        """Be the init of a new container: :meth:`create` and init in one process, for a configuration that is
+        :func:`seacan.runtime.spec.direct`.
+
+        The caller was born in the container's PID namespace and v2 cgroup (:meth:`Cgroup.create_unified`), and sees
+        the rest of the host. ``channel`` hears what :class:`Container` would; ``on_cgroup`` is called once the limits
+        are set. Raises as :meth:`create` does, but whatever has been made is left for the parent to remove.
+        """
+        check_id(id)
+        folder = f"{root}/{id}"
+        if os.path.exists(f"{folder}/{state.FILE}"):
+            raise Conflict("container with given ID already exists")
+        self = cls(id, folder, bundle, configuration)
+        try:
+            plan = self._plan(rootfs, seccomp, seccomp_flags, 0, True)
+            plan.stdio = stdio
+            plan.cgroup = self._make_cgroup(inside=True)
+            on_cgroup(plan.cgroup)
+            self._open_joined(plan)
+            plan.cgroup_files = self._open_tasks()
+            # As the host's procfs has it: getpid() says 1.
+            self.pid = int(os.readlink("/proc/self"))
+            self.start_time = state.process_status(self.pid)[1]
+            self.created = state.now()
+            self.save()
+            # What shares our pid namespace later must not look into us.
+            k.prctl(k.PR_SET_DUMPABLE, 0)
+            with step("unshare"):
+                k.unshare(plan.clone_flags & ~k.CLONE_NEWPID)
+            if not plan.network_created:
+                channel.send(words_of.NETWORK)
+        except SetupFailed as error:
+            raise RuntimeFailed(BEGINNING + str(error), error.exit_code) from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise RuntimeFailed(f"{BEGINNING}{where}{words(error)}") from error
+        run_init(plan, channel)
 
     def _plan(
         self, rootfs: Rootfs | None, seccomp: bytes | None, seccomp_flags: int, preserve_fds: int, new_keyring: bool
@@ -290,14 +343,38 @@ class Container:
         )
         return plan
 
-    def _make_cgroup(self, undo: contextlib.ExitStack) -> None:
+    def _make_cgroup(self, *, inside: bool = False) -> Cgroup:
         linux = self.spec.linux or spec.Linux()
         resources = linux.resources or spec.LinuxResources()
-        self.cgroup = cgroups.open(linux.cgroups_path or self.id)
-        self.cgroup.create()
-        undo.callback(self.cgroup.remove)
+        cgroup = self.cgroup = cgroups.open(linux.cgroups_path or self.id)
+        cgroup.create(inside=inside)
         rules = resources.devices or [spec.LinuxDeviceCgroup(allow=False, access="rwm")]
-        self.cgroup.apply(msgspec.structs.replace(resources, devices=[*rules, *DEVICE_RULES]))
+        try:
+            cgroup.apply(msgspec.structs.replace(resources, devices=[*rules, *DEVICE_RULES]))
+        except BaseException:
+            if not inside:
+                cgroup.remove()
+            raise
+        return cgroup
+
+    def _open_joined(self, plan: InitPlan) -> None:
+        """Open the namespaces that are joined, into the plan."""
+        for namespace in (self.spec.linux or spec.Linux()).namespaces:
+            if namespace.path:
+                fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+                if namespace.type == "user":
+                    plan.userns_joined = fd
+                else:
+                    plan.joins.append((fd, NAMESPACES[namespace.type]))
+
+    def _open_tasks(self) -> list[int]:
+        """Where a process writes 0 to move itself into the cgroup's v1 directories."""
+        assert self.cgroup is not None
+        return [
+            os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+            for directory in self.cgroup.directories
+            if directory != self.cgroup.unified
+        ]
 
     def _create(
         self,
@@ -308,22 +385,12 @@ class Container:
     ) -> None:
         linux = self.spec.linux or spec.Linux()
         assert self.cgroup is not None
-        plan.cgroup = self.cgroup
         borrowed = undo.enter_context(contextlib.ExitStack())  # what only the child needs
-        for namespace in linux.namespaces:
-            if namespace.path:
-                fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
-                borrowed.callback(os.close, fd)
-                if namespace.type == "user":
-                    plan.userns_joined = fd
-                else:
-                    plan.joins.append((fd, NAMESPACES[namespace.type]))
+        borrowed.callback(_close_joined, plan)
+        self._open_joined(plan)
         self._prepare_mounts(plan, linux, borrowed)
-        for directory in self.cgroup.directories:
-            if directory != self.cgroup.unified:
-                fd = os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
-                borrowed.callback(os.close, fd)
-                plan.cgroup_files.append(fd)
+        plan.cgroup_files = self._open_tasks()
+        borrowed.callback(_close_all, plan.cgroup_files)
         unified = self.cgroup.directory_fd()
         if unified is not None:
             borrowed.callback(os.close, unified)
@@ -408,8 +475,8 @@ class Container:
         if kind != words_of.CHILD:
             _kill(intermediate)
             if kind == words_of.FAILED:
-                raise raised(payload, _IN_INIT)
-            raise RuntimeFailed(_BEGINNING + "can't get final child's PID from pipe: EOF")
+                raise raised(payload, IN_INIT)
+            raise RuntimeFailed(BEGINNING + "can't get final child's PID from pipe: EOF")
         reap(intermediate, block=True)
         os.close(intermediate)
         return int(payload), fds[0]
@@ -434,9 +501,9 @@ class Container:
             elif kind == words_of.CREATED:
                 return
             elif kind == words_of.FAILED:
-                raise raised(payload, _IN_INIT)
+                raise raised(payload, IN_INIT)
             else:
-                raise RuntimeFailed(_IN_INIT + "read init-p: connection reset by peer")
+                raise RuntimeFailed(IN_INIT + "read init-p: connection reset by peer")
 
     def save(self) -> None:
         state.save(
@@ -495,7 +562,7 @@ class Container:
                 self._deliver_listener(fds[0])
                 kind, payload, fds = channel.receive()
             if kind == words_of.FAILED:
-                raise raised(payload, _BEGINNING)
+                raise raised(payload, BEGINNING)
         finally:
             channel.close()
         _unlink(socket_path)
@@ -513,7 +580,7 @@ class Container:
         seccomp = linux.seccomp if linux is not None else None
         try:
             if seccomp is None or not seccomp.listener_path:
-                raise RuntimeFailed(_BEGINNING + "seccomp listenerPath is not set")
+                raise RuntimeFailed(BEGINNING + "seccomp listenerPath is not set")
             told = spec.ContainerProcessState(
                 spec.VERSION, ["seccompFd"], self.pid, self._state("creating"), seccomp.listener_metadata
             )
@@ -523,7 +590,7 @@ class Container:
                     socket.send_fds(agent, [spec.encode(told)], [listener])
                 except OSError as error:
                     raise RuntimeFailed(
-                        f"{_BEGINNING}failed to connect with seccomp agent specified in the seccomp profile: "
+                        f"{BEGINNING}failed to connect with seccomp agent specified in the seccomp profile: "
                         f"dial unix {seccomp.listener_path}: {words(error)}"
                     ) from error
         finally:
@@ -547,10 +614,63 @@ class Container:
         try:
             return self._exec(process_, stdio, seccomp, seccomp_flags, preserve_fds, new_keyring)
         except SetupFailed as error:
-            raise RuntimeFailed(_BEGINNING + str(error), error.exit_code) from error
+            raise RuntimeFailed(BEGINNING + str(error), error.exit_code) from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            raise RuntimeFailed(f"{_BEGINNING}{where}{words(error)}") from error
+            raise RuntimeFailed(f"{BEGINNING}{where}{words(error)}") from error
+
+    def become_exec(
+        self,
+        process_: spec.Process,
+        channel: Channel,
+        stdio: Stdio,
+        *,
+        seccomp: bytes | None = None,
+        seccomp_flags: int = 0,
+    ) -> NoReturn:
+        """Be the process in between of :meth:`exec`, for a caller that was born in the container's v2 cgroup.
+
+        ``channel`` hears what :class:`Container` would; what is executed becomes a child of the caller's parent. For a
+        configuration that is :func:`seacan.runtime.spec.direct`. Raises RuntimeFailed.
+        """
+        if self.status() not in ("running", "created", "paused"):
+            raise RuntimeFailed("cannot exec in a stopped container")
+        try:
+            plan = self._plan_exec(process_, seccomp_flags, 0, True)
+            tasks = self._open_tasks()
+            k.prctl(k.PR_SET_DUMPABLE, 0)
+            affinity = process_.exec_cpu_affinity
+            program = k.SeccompProgram(seccomp) if seccomp is not None else None
+        except SetupFailed as error:
+            raise RuntimeFailed(BEGINNING + str(error), error.exit_code) from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise RuntimeFailed(f"{BEGINNING}{where}{words(error)}") from error
+        run_exec(
+            plan,
+            channel,
+            pidfd=self.pidfd,
+            namespaces=self._namespaces,
+            tasks=tasks,
+            stdio=stdio,
+            seccomp=program,
+            chroot=-1,
+            affinity=(affinity.initial, affinity.final) if affinity is not None else ("", ""),
+            setgroups=True,
+        )
+
+    def _plan_exec(
+        self, process_: spec.Process, seccomp_flags: int, preserve_fds: int, new_keyring: bool
+    ) -> process.ProcessPlan:
+        linux = self.spec.linux or spec.Linux()
+        return process.plan(
+            process_,
+            id=self.id,
+            personality=linux.personality,
+            preserve_fds=preserve_fds,
+            seccomp_flags=seccomp_flags,
+            new_keyring=new_keyring,
+        )
 
     def _exec(
         self,
@@ -561,25 +681,15 @@ class Container:
         preserve_fds: int,
         new_keyring: bool,
     ) -> ExecProcess:
-        linux = self.spec.linux or spec.Linux()
-        plan = process.plan(
-            process_,
-            id=self.id,
-            personality=linux.personality,
-            preserve_fds=preserve_fds,
-            seccomp_flags=seccomp_flags,
-            new_keyring=new_keyring,
-        )
+        plan = self._plan_exec(process_, seccomp_flags, preserve_fds, new_keyring)
         program = k.SeccompProgram(seccomp) if seccomp is not None else None
         userns = bool(self._namespaces & k.CLONE_NEWUSER)
         with contextlib.ExitStack() as borrowed:
             tasks: list[int] = []
             unified: int | None = None
             if self.cgroup is not None:
-                for directory in self.cgroup.directories:
-                    if directory != self.cgroup.unified:
-                        tasks.append(os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC))
-                        borrowed.callback(os.close, tasks[-1])
+                tasks = self._open_tasks()
+                borrowed.callback(_close_all, tasks)
                 unified = self.cgroup.directory_fd()
                 if unified is not None:
                     borrowed.callback(os.close, unified)
@@ -633,11 +743,11 @@ class Container:
                 elif kind == words_of.LISTENER:
                     self._deliver_listener(fds[0])
                 elif kind == words_of.FAILED:
-                    raise raised(payload, _BEGINNING)
+                    raise raised(payload, BEGINNING)
                 else:
                     break
             if pidfd < 0:
-                raise RuntimeFailed(_BEGINNING + "error executing setns process: exit status 1")
+                raise RuntimeFailed(BEGINNING + "error executing setns process: exit status 1")
         except BaseException:
             if pidfd >= 0:
                 _kill(pidfd)
@@ -813,6 +923,15 @@ def _validate_sysctl(key: str, kinds: set[str], configuration: spec.Spec) -> Non
         raise InvalidParameter(f'sysctl "{key}" is not in a separate kernel namespace')
     if ".." in name:
         raise InvalidParameter(f'sysctl "{key}" is not a name')
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _close_joined(plan: InitPlan) -> None:
+    _close_all([fd for fd in (plan.userns_joined, *(fd for fd, _ in plan.joins)) if fd >= 0])
 
 
 def _joins(plan: InitPlan, kind: int) -> bool:

@@ -20,10 +20,13 @@ import msgspec
 from seacan import cgroups
 from seacan.cgroups import Cgroup
 from seacan.errors import NotFound, RuntimeFailed, SeacanError
-from seacan.linux.syscalls import PR_SET_PDEATHSIG, prctl
+from seacan.linux.syscalls import CLONE_NEWPID, PR_SET_PDEATHSIG, clone3, prctl
+from seacan.runtime import channel as words_of
 from seacan.runtime import packets, spec
 from seacan.runtime.bundle import Exit, ShimConfig
-from seacan.runtime.container import Container, Stdio
+from seacan.runtime.channel import Channel
+from seacan.runtime.container import BEGINNING, IN_INIT, Container, Stdio
+from seacan.runtime.failure import raised
 
 if TYPE_CHECKING:
     import signal
@@ -35,6 +38,14 @@ class Sandboxed(msgspec.Struct, frozen=True, tag="sandboxed", tag_field="op"):
     """Init exists in its namespaces. Descriptors: its pidfd, and network namespace and rtnetlink socket if new."""
 
     pid: int
+
+
+class Watching(msgspec.Struct, frozen=True, tag="watching", tag_field="op"):
+    """What :class:`Made` tells of memory, where init is its own maker. Descriptors: as there, if any."""
+
+
+class Terminal(msgspec.Struct, frozen=True, tag="terminal", tag_field="op"):
+    """The master of the new process's terminal rides along, where it is its own maker."""
 
 
 class Made(msgspec.Struct, frozen=True, tag="made", tag_field="op"):
@@ -65,19 +76,33 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", tag_field="op"):
     exit_code: int
 
 
-FromMaker = Sandboxed | Made | Begun | Refused
+FromMaker = Sandboxed | Watching | Terminal | Made | Begun | Refused
 
 
-Fork = Callable[[Callable[[socket.socket], None]], tuple[int, socket.socket]]
+Fork = Callable[[Callable[[socket.socket], None], str, bool], tuple[int, int, socket.socket]]
 
 
-def fork(work: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
-    """Run ``work`` with one end of a channel in a new process, which ends with this one; gives pid and other end."""
-    ours, theirs = packets.pair()
-    pid = os.fork()
+def fork(work: Callable[[socket.socket], None], cgroup: str, init: bool) -> tuple[int, int, socket.socket]:
+    """Run ``work`` with one end of a channel in a new process, which ends with this one; gives pid, pidfd, other end.
+
+    With ``cgroup``, a cgroupsPath, the process is born there (in its v2 directory); with ``init`` too, that directory
+    is made, and the process is the first of a PID namespace. Without, pidfd is -1.
+    """
+    if not cgroup:
+        ours, theirs = packets.pair()
+        pid, pidfd = os.fork(), -1
+    else:
+        group = cgroups.open(cgroup)
+        if init:
+            group.create_unified()
+        directory = group.directory_fd()
+        ours, theirs = packets.pair()
+        pid, pidfd = clone3(CLONE_NEWPID if init else 0, cgroup=-1 if directory is None else directory)
+        if pid and directory is not None:
+            os.close(directory)
     if pid:
         theirs.close()
-        return pid, ours
+        return pid, pidfd, ours
     status = 1
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -92,6 +117,42 @@ def fork(work: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
     raise AssertionError("unreachable")
 
 
+class _ToShim(Channel):
+    """What a process that becomes init, or an exec, would tell its maker, told to the shim."""
+
+    def __init__(self, shim: socket.socket, init: bool) -> None:
+        self._shim = shim
+        self._prefix = IN_INIT if init else BEGINNING
+        self._waits = init
+
+    def fileno(self) -> int:
+        return self._shim.fileno()
+
+    def send(self, kind: bytes, payload: bytes = b"", fds: tuple[int, ...] = ()) -> None:
+        message: FromMaker
+        if kind == words_of.NETWORK:
+            message = Sandboxed(0)
+        elif kind == words_of.CONSOLE:
+            message = Terminal()
+        elif kind == words_of.CREATED:
+            message = Made(0)
+            self._prefix = BEGINNING
+        elif kind == words_of.CHILD:
+            message, fds = Made(int(payload)), ()
+        else:
+            assert kind == words_of.FAILED, kind
+            failure = raised(payload, self._prefix)
+            message = Refused(failure.message, failure.exit_code)
+        packets.send(self._shim, message, fds)
+
+    def expect(self, kind: bytes) -> None:
+        """Only START is waited for; an exec need not, as the shim has nothing to do before."""
+        if self._waits:
+            if not self._shim.recv(4096):
+                os._exit(1)
+            prctl(PR_SET_PDEATHSIG, 0)  # it would survive execve
+
+
 def _report(work: Callable[[socket.socket], None], shim: socket.socket) -> None:
     try:
         work(shim)
@@ -102,6 +163,24 @@ def _report(work: Callable[[socket.socket], None], shim: socket.socket) -> None:
     except Exception as error:
         os.write(2, traceback.format_exc().encode()[:65536])
         packets.send(shim, Refused(f"internal error: {error!r}", 128))
+
+
+def become_init(shim: socket.socket, bundle: str, config: ShimConfig, stdio: Stdio) -> None:
+    """Be the container's init."""
+    with open(f"{bundle}/config.json", "rb") as file:
+        oci = spec.decode_spec(file.read())
+    Container.become_init(
+        config.id,
+        bundle,
+        oci,
+        _ToShim(shim, True),
+        root=os.path.dirname(bundle),
+        stdio=stdio,
+        rootfs=config.rootfs,
+        seccomp=_seccomp(config),
+        seccomp_flags=config.seccomp_flags,
+        on_cgroup=lambda cgroup: packets.send(shim, Watching(), _oom(cgroup)),
+    )
 
 
 def make(shim: socket.socket, bundle: str, config: ShimConfig, stdio: Stdio) -> None:
@@ -183,6 +262,14 @@ def run_exec(shim: socket.socket, bundle: str, config: ShimConfig, process: spec
     running = container.exec(process, stdio, seccomp=_seccomp(config), seccomp_flags=config.seccomp_flags)
     console = [] if running.console is None else [running.console]
     packets.send(shim, Made(running.pid, console=bool(console)), console)
+
+
+def become_exec(shim: socket.socket, bundle: str, config: ShimConfig, process: spec.Process, stdio: Stdio) -> None:
+    """Be the process that leads to a further process in the container; see docs/decisions/0006."""
+    container = Container.load(config.id, root=os.path.dirname(bundle))
+    container.become_exec(
+        process, _ToShim(shim, False), stdio, seccomp=_seccomp(config), seccomp_flags=config.seccomp_flags
+    )
 
 
 def kill_everyone(shim: socket.socket, bundle: str, config: ShimConfig, number: int) -> None:

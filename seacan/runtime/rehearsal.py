@@ -71,22 +71,23 @@ def _nowhere() -> int:
 
 def _play(bundle: str) -> None:
     os.mkdir(bundle, 0o700)
-    config = ShimConfig(id="rehearsal", rootfs=DirectoryRoot("/"), log=LogConfig(path=f"{bundle}/log"))
+    log = LogConfig(path=f"{bundle}/log")
+    config = ShimConfig(id="rehearsal", rootfs=DirectoryRoot("/"), log=log, cgroup="/rehearsal")
     with open(f"{bundle}/shim.json", "wb") as file:
         file.write(msgspec.json.encode(config))
     daemon, theirs = packets.pair()
     made, ours = packets.pair()
     stand_ins = [fd for _ in range(2) for fd in os.pipe2(os.O_CLOEXEC)]
-    shim = Shim(bundle, theirs, lambda work: (0, ours))
+    shim = Shim(bundle, theirs, lambda work, cgroup, init: (-1, os.dup(stand_ins[3]), ours))
     try:
         shim.prepare()
-        packets.send(made, maker.Sandboxed(0), stand_ins[:3])
+        packets.send(made, maker.Watching(), stand_ins[::2])
+        shim.turn()
+        packets.send(made, maker.Sandboxed(0), stand_ins[:2])
         shim.turn()
         packets.send(made, maker.Made(-1))
         shim.turn()
         packets.send(daemon, Start(seq=1))
-        shim.turn()
-        packets.send(made, maker.Begun())
         shim.turn()
         made.close()
         shim.turn()

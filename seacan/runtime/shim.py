@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket as socket
 import contextlib
+import errno
 import gc
 import os
 import time
@@ -115,14 +116,26 @@ def _ignore(number: int, frame: object) -> None:
 class _Execution:
     """An exec that is being made."""
 
-    __slots__ = ("channel", "daemon", "fds", "pipes", "request")
+    __slots__ = ("channel", "console", "daemon", "direct", "fds", "pid", "pipes", "request")
 
-    def __init__(self, channel: socket.socket, daemon: _Daemon, request: Exec, fds: list[int], pipes: _Pipes) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        daemon: _Daemon,
+        request: Exec,
+        fds: list[int],
+        pipes: _Pipes,
+        direct: bool,
+    ) -> None:
         self.channel = channel
         self.daemon = daemon
         self.request = request
         self.fds = fds
         self.pipes = pipes
+        self.direct = direct
+        """Whether it is the exec itself that speaks, to the point where it executes its program."""
+        self.pid = 0
+        self.console: int | None = None
 
 
 class Shim:
@@ -137,6 +150,13 @@ class Shim:
         self._maker: socket.socket | None = None
         """The channel to the process that makes the container, until that has started it."""
         self._maker_pid = 0
+        self._direct = False
+        """Whether that process is init itself: what it says then is about itself, and its end of the channel closes
+        when it executes the program."""
+        self._pidfd = -1
+        self._mounts = -1
+        """The mount namespace of an init that nobody else holds, so that unmounting does not hold up its exit."""
+        self._console: int | None = None
         self._pipes: _Pipes
         self._starter: tuple[_Daemon, int] | None = None
         """Who asked for the start, until it is answered."""
@@ -203,7 +223,11 @@ class Shim:
             config = self._config = _decode_config(file.read())
         # Whether there will be a terminal instead stands in the OCI configuration, which is the maker's to read.
         pipes = self._pipes = _Pipes(config.open_stdin, True, True)
-        self._maker_pid, self._maker = self._fork(lambda shim: maker.make(shim, self._bundle, config, pipes.theirs))
+        make = maker.become_init if config.cgroup else maker.make
+        self._direct = bool(config.cgroup)
+        self._maker_pid, self._pidfd, self._maker = self._fork(
+            lambda shim: make(shim, self._bundle, config, pipes.theirs), config.cgroup, self._direct
+        )
         self._loop.watch(self._maker.fileno(), READ, lambda events: self._hear_maker())
         maker.reserve(self._bundle)
         self._listener = packets.listen(self._bundle, SOCKET)
@@ -228,25 +252,40 @@ class Shim:
             except BlockingIOError:
                 return
             if packet is None:
+                if self._direct and self._starter is not None:
+                    self._begun()
                 refused = maker.Refused("the process that made the container died", 128)
                 self._maker_ends(None if self._started else refused)
                 return
             data, fds = packet
             message = _decode_made(data)
             if isinstance(message, maker.Sandboxed):
+                pid = message.pid
+                if self._direct:
+                    pid = self._maker_pid
+                    fds.insert(0, self._pidfd)
+                    with contextlib.suppress(FileNotFoundError):
+                        self._mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
                 self._sandbox_fds = fds
-                self._created = Created(pid=message.pid, network=len(fds) == 3)
+                self._created = Created(pid=pid, network=len(fds) == 3)
                 self._tell(self._created, fds)
+            elif isinstance(message, maker.Watching):
+                self._watch_memory(fds)
+            elif isinstance(message, maker.Terminal):
+                self._console = fds[0]
             elif isinstance(message, maker.Made):
                 self._made(message, fds)
             elif isinstance(message, maker.Begun):
-                self._started = True
-                if self._starter is not None:
-                    self._answer(self._starter[0], Done(seq=self._starter[1]))
-                    self._starter = None
-                    self._progress()
+                self._begun()
             else:
                 self._maker_ends(message)
+
+    def _begun(self) -> None:
+        self._started = True
+        if self._starter is not None:
+            self._answer(self._starter[0], Done(seq=self._starter[1]))
+            self._starter = None
+            self._progress()
 
     def _maker_ends(self, refused: maker.Refused | None) -> None:
         assert self._maker is not None
@@ -264,11 +303,8 @@ class Shim:
 
     def _made(self, message: maker.Made, fds: list[int]) -> None:
         self._own_pids = message.own_pids
-        console = fds.pop(0) if message.console else None
-        if message.oom:
-            self._oom, self._oom_counter = fds
-            os.set_blocking(self._oom, False)
-            self._loop.watch(self._oom, READ, lambda events: self._check_oom())
+        console = fds.pop(0) if message.console else self._console
+        self._watch_memory(fds)
         streams = Streams(
             self._loop,
             **self._pipes.ours(console, self._config.open_stdin),
@@ -279,15 +315,22 @@ class Shim:
             on_ended=self._progress,
         )
         self._pipes.close()
-        self._init = _Process(message.pid, streams)
+        self._init = _Process(message.pid or self._maker_pid, streams)
         self._known(self._init)
         for daemon in self._daemons:
             self._watch_for(daemon)
 
+    def _watch_memory(self, fds: list[int]) -> None:
+        """Of these descriptors, if there are any: see :class:`maker.Made`."""
+        if fds:
+            self._oom, self._oom_counter = fds
+            os.set_blocking(self._oom, False)
+            self._loop.watch(self._oom, READ, lambda events: self._check_oom())
+
     def _never_was(self, message: str, exit_code: int) -> None:
-        """Creation failed, and the runtime has undone it."""
+        """Creation failed; a maker has undone it by itself."""
         self._tell(Failed(seq=0, message=message, exit_code=exit_code))
-        self._undone = True
+        self._undone = not self._direct
         self._finish()
 
     def _flushing(self) -> bool:
@@ -337,7 +380,7 @@ class Shim:
             self._noted(exec_id, False)
         if self._init is not None:
             self._init.streams.end_clients()
-        for fd in (self._oom, *self._sandbox_fds):
+        for fd in (self._oom, self._mounts, *self._sandbox_fds):
             if fd >= 0:
                 self._loop.forget(fd)
                 os.close(fd)
@@ -549,38 +592,70 @@ class Shim:
         os.unlink(path)
         pipes = _Pipes(request.stdin, request.stdout, request.stderr)
         try:
-            _, channel = self._fork(
-                lambda shim: maker.run_exec(shim, self._bundle, self._config, process, pipes.theirs)
-            )
+            execution = self._fork_exec(process, daemon, request, fds[:], pipes)
         except OSError:
             pipes.close()
             raise
-        execution = _Execution(channel, daemon, request, fds[:], pipes)
         fds.clear()
         self._making.append(execution)
-        self._loop.watch(channel.fileno(), READ, lambda events: self._hear_execution(execution))
+        self._loop.watch(execution.channel.fileno(), READ, lambda events: self._hear_execution(execution))
+
+    def _fork_exec(
+        self, process: spec.Process, daemon: _Daemon, request: Exec, fds: list[int], pipes: _Pipes
+    ) -> _Execution:
+        if self._direct:
+            try:
+                _, pidfd, channel = self._fork(
+                    lambda shim: maker.become_exec(shim, self._bundle, self._config, process, pipes.theirs),
+                    self._config.cgroup,
+                    False,
+                )
+                os.close(pidfd)
+                return _Execution(channel, daemon, request, fds, pipes, True)
+            except OSError as error:
+                # A v2 cgroup with controllers enabled for its children takes no process.
+                if error.errno not in (errno.EBUSY, errno.EOPNOTSUPP):
+                    raise
+        _, _, channel = self._fork(
+            lambda shim: maker.run_exec(shim, self._bundle, self._config, process, pipes.theirs), "", False
+        )
+        return _Execution(channel, daemon, request, fds, pipes, False)
 
     def _hear_execution(self, execution: _Execution) -> None:
-        try:
-            packet = packets.receive(execution.channel)
-        except BlockingIOError:
-            return
+        """Take what the process that makes an exec has to say, up to the point where the program runs, or cannot."""
+        refused: maker.Refused | None = None
+        while True:
+            try:
+                packet = packets.receive(execution.channel)
+            except BlockingIOError:
+                return
+            message = None if packet is None else _decode_made(packet[0])
+            if isinstance(message, maker.Terminal):
+                assert packet is not None
+                execution.console = packet[1][0]
+                continue
+            if isinstance(message, maker.Made):
+                assert packet is not None
+                execution.pid = message.pid
+                if message.console:
+                    execution.console = packet[1][0]
+                if execution.direct:  # it is born; when it executes its program, the channel closes
+                    continue
+            elif message is not None or not execution.pid:
+                refused = maker.Refused("the process that made the exec died", 128)
+                if isinstance(message, maker.Refused):
+                    refused = message
+            break
         self._making.remove(execution)
         self._loop.forget(execution.channel.fileno())
         execution.channel.close()
         request = execution.request
-        message = None if packet is None else _decode_made(packet[0])
-        if not isinstance(message, maker.Made):
+        console = execution.console
+        if refused is not None:
             execution.pipes.close()
-            packets.close_all(execution.fds)
-            refused = message if isinstance(message, maker.Refused) else None
+            packets.close_all(execution.fds if console is None else [console, *execution.fds])
             self._answer(
-                execution.daemon,
-                Failed(
-                    seq=request.seq,
-                    message=refused.message if refused is not None else "the process that made the exec died",
-                    exit_code=refused.exit_code if refused is not None else 128,
-                ),
+                execution.daemon, Failed(seq=request.seq, message=refused.message, exit_code=refused.exit_code)
             )
             self._progress()
             return
@@ -588,8 +663,8 @@ class Shim:
         try:
             streams = Streams(
                 self._loop,
-                **execution.pipes.ours(packet[1][0] if packet and message.console else None, request.stdin),
-                terminal=message.console,
+                **execution.pipes.ours(console, request.stdin),
+                terminal=console is not None,
                 closes_stdin=True,
                 on_detach=lambda: self._tell(ClientDetached(exec_id=exec_id)),
                 on_ended=self._progress,
@@ -597,22 +672,22 @@ class Shim:
         except Exception as error:
             self._callback_failed(-1)
             packets.close_all(execution.fds)
-            if message.pid not in self._strangers:
-                os.kill(message.pid, signal.SIGKILL)
+            if execution.pid not in self._strangers:
+                os.kill(execution.pid, signal.SIGKILL)
             failed = Failed(seq=request.seq, message=f"cannot read the streams of the exec: {error}", exit_code=128)
             self._answer(execution.daemon, failed)
             self._progress()
             return
         finally:
             execution.pipes.close()
-        record = self._execs[exec_id] = _Process(message.pid, streams)
+        record = self._execs[exec_id] = _Process(execution.pid, streams)
         if execution.fds:
             try:
                 self._attach(record, request, execution.fds)
             except (SeacanError, OSError) as error:
                 os.write(2, f"exec {exec_id}: cannot attach: {error}\n".encode())
                 packets.close_all(execution.fds)
-        self._answer(execution.daemon, ExecStarted(seq=request.seq, pid=message.pid))
+        self._answer(execution.daemon, ExecStarted(seq=request.seq, pid=execution.pid))
         self._known(record)
 
     def _signal(self, request: Signal) -> None:
@@ -629,7 +704,7 @@ class Shim:
             signal.pidfd_send_signal(self._sandbox_fds[0], request.signal)
 
     def _kill_everyone(self, number: int) -> None:
-        self._fork(lambda shim: maker.kill_everyone(shim, self._bundle, self._config, number))[1].close()
+        self._fork(lambda shim: maker.kill_everyone(shim, self._bundle, self._config, number), "", False)[2].close()
 
     def _describe(self, seq: int) -> FromShim:
         assert self._created is not None and self._init is not None

@@ -379,6 +379,29 @@ class Spec(_Base, omit_defaults=True):
     linux: Linux | None = None
 
 
+def direct(configuration: Spec) -> bool:
+    """Whether a process can become this container's init by itself, once it is born in a PID namespace of its own.
+
+    Otherwise somebody has to stay outside: to write the mappings of a user namespace, run hooks, take a seccomp
+    listener, or map mounts.
+    """
+    linux = configuration.linux
+    if linux is None or not linux.cgroups_path.startswith("/"):
+        return False
+    created = {namespace.type for namespace in linux.namespaces if not namespace.path}
+    return (
+        {"pid", "mount"} <= created
+        and not any(namespace.type == "user" for namespace in linux.namespaces)
+        and not linux.time_offsets
+        and linux.seccomp is None
+        and (configuration.hooks is None or configuration.hooks == Hooks())
+        and not any(
+            mount.uid_mappings or mount.gid_mappings or {"idmap", "ridmap"} & set(mount.options)
+            for mount in configuration.mounts
+        )
+    )
+
+
 # --- what the runtime says --------------------------------------------------------------------------------------
 
 
