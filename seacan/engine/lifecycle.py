@@ -221,6 +221,7 @@ class Lifecycle:
             given = {variable.partition("=")[0] for variable in built.spec.process.env}
             built.spec.process.env += [v for v in self._link_environment(container) if v.partition("=")[0] not in given]
         external = self._external(record.host_config.runtime)
+        direct = external is None and spec.direct(built.spec)
         shim = ShimConfig(
             id=container.id,
             rootfs=sources.rootfs,
@@ -229,7 +230,8 @@ class Lifecycle:
             stdin_once=record.config.stdin_once,
             seccomp=built.seccomp,
             external=external,
-            cgroup=engine.cgroup_path(container) if external is None and spec.direct(built.spec) else "",
+            direct=direct,
+            unified=(engine.cgroup(container).unified or "") if direct else "",
         )
         bundle.mkdir(mode=0o700)
         (bundle / "config.json").write_bytes(spec.encode(built.spec))

@@ -77,9 +77,10 @@ class ShimConfig(msgspec.Struct, frozen=True):
     seccomp_flags: int = 0
     """SECCOMP_FILTER_FLAG_* to load it with."""
     external: ExternalRuntime | None = None
-    cgroup: str = ""
-    """``linux.cgroupsPath`` of a configuration that is :func:`seacan.runtime.spec.direct`: then the shim forks init
-    itself, and execs too."""
+    direct: bool = False
+    """Whether the configuration is :func:`seacan.runtime.spec.direct`: the shim forks init itself then, and execs."""
+    unified: str = ""
+    """Where those are born then: the folder of ``linux.cgroupsPath`` in the v2 hierarchy, if there is one."""
 
 
 class Exit(msgspec.Struct, frozen=True):

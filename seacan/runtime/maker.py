@@ -13,7 +13,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -79,27 +79,33 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", tag_field="op"):
 FromMaker = Sandboxed | Watching | Terminal | Made | Begun | Refused
 
 
-Fork = Callable[[Callable[[socket.socket], None], str, bool], tuple[int, int, socket.socket]]
+Fork = Callable[[Callable[[socket.socket], None], "Birth | None"], tuple[int, int, socket.socket]]
 
 
-def fork(work: Callable[[socket.socket], None], cgroup: str, init: bool) -> tuple[int, int, socket.socket]:
+class Birth(NamedTuple):
+    """Where a process begins: in the cgroup of the v2 folder ``unified`` (the shim's own if empty), and as the first
+    of a PID namespace if it is to be ``init``."""
+
+    unified: str
+    init: bool
+
+
+def fork(work: Callable[[socket.socket], None], birth: Birth | None = None) -> tuple[int, int, socket.socket]:
     """Run ``work`` with one end of a channel in a new process, which ends with this one; gives pid, pidfd, other end.
 
-    With ``cgroup``, a cgroupsPath, the process is born there (in its v2 directory); with ``init`` too, that directory
-    is made, and the process is the first of a PID namespace. Without, pidfd is -1.
+    There is a pidfd (else -1) where there is a ``birth``.
     """
-    if not cgroup:
+    if birth is None:
         ours, theirs = packets.pair()
         pid, pidfd = os.fork(), -1
     else:
-        group = cgroups.open(cgroup)
-        if init:
-            group.create_unified()
-        directory = group.directory_fd()
-        ours, theirs = packets.pair()
-        pid, pidfd = clone3(CLONE_NEWPID if init else 0, cgroup=-1 if directory is None else directory)
-        if pid and directory is not None:
-            os.close(directory)
+        directory = os.open(birth.unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if birth.unified else -1
+        try:
+            ours, theirs = packets.pair()
+            pid, pidfd = clone3(CLONE_NEWPID if birth.init else 0, cgroup=directory)
+        finally:
+            if directory >= 0:
+                os.close(directory)
     if pid:
         theirs.close()
         return pid, pidfd, ours
@@ -163,6 +169,20 @@ def _report(work: Callable[[socket.socket], None], shim: socket.socket) -> None:
     except Exception as error:
         os.write(2, traceback.format_exc().encode()[:65536])
         packets.send(shim, Refused(f"internal error: {error!r}", 128))
+
+
+def prepare_birth(bundle: str, unified: str) -> None:
+    """Make the v2 folder that init is born in; :meth:`Cgroup.create` does the rest. Raises System."""
+    try:
+        try:
+            os.mkdir(unified, 0o755)
+        except FileNotFoundError:  # the first below this parent
+            os.makedirs(unified, 0o755)
+    except OSError:  # something lies there
+        with open(f"{bundle}/config.json", "rb") as file:
+            linux = spec.decode_spec(file.read()).linux
+        assert linux is not None
+        cgroups.open(linux.cgroups_path).create_unified()
 
 
 def become_init(shim: socket.socket, bundle: str, config: ShimConfig, stdio: Stdio) -> None:

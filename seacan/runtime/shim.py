@@ -223,10 +223,14 @@ class Shim:
             config = self._config = _decode_config(file.read())
         # Whether there will be a terminal instead stands in the OCI configuration, which is the maker's to read.
         pipes = self._pipes = _Pipes(config.open_stdin, True, True)
-        make = maker.become_init if config.cgroup else maker.make
-        self._direct = bool(config.cgroup)
+        make, birth = maker.make, None
+        if config.direct:
+            self._direct = True
+            make, birth = maker.become_init, maker.Birth(config.unified, init=True)
+            if config.unified:
+                maker.prepare_birth(self._bundle, config.unified)
         self._maker_pid, self._pidfd, self._maker = self._fork(
-            lambda shim: make(shim, self._bundle, config, pipes.theirs), config.cgroup, self._direct
+            lambda shim: make(shim, self._bundle, config, pipes.theirs), birth
         )
         self._loop.watch(self._maker.fileno(), READ, lambda events: self._hear_maker())
         maker.reserve(self._bundle)
@@ -607,8 +611,7 @@ class Shim:
             try:
                 _, pidfd, channel = self._fork(
                     lambda shim: maker.become_exec(shim, self._bundle, self._config, process, pipes.theirs),
-                    self._config.cgroup,
-                    False,
+                    maker.Birth(self._config.unified, init=False),
                 )
                 os.close(pidfd)
                 return _Execution(channel, daemon, request, fds, pipes, True)
@@ -617,7 +620,7 @@ class Shim:
                 if error.errno not in (errno.EBUSY, errno.EOPNOTSUPP):
                     raise
         _, _, channel = self._fork(
-            lambda shim: maker.run_exec(shim, self._bundle, self._config, process, pipes.theirs), "", False
+            lambda shim: maker.run_exec(shim, self._bundle, self._config, process, pipes.theirs), None
         )
         return _Execution(channel, daemon, request, fds, pipes, False)
 
@@ -704,7 +707,7 @@ class Shim:
             signal.pidfd_send_signal(self._sandbox_fds[0], request.signal)
 
     def _kill_everyone(self, number: int) -> None:
-        self._fork(lambda shim: maker.kill_everyone(shim, self._bundle, self._config, number), "", False)[2].close()
+        self._fork(lambda shim: maker.kill_everyone(shim, self._bundle, self._config, number), None)[2].close()
 
     def _describe(self, seq: int) -> FromShim:
         assert self._created is not None and self._init is not None

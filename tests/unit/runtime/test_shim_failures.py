@@ -49,12 +49,12 @@ class Stage:
         self.children.append(subprocess.Popen(["sleep", "1000"]))
         return self.children[-1]
 
-    def fork(self, work: Callable[[Any], None]) -> tuple[int, Any]:
+    def fork(self, work: Callable[[Any], None], birth: maker.Birth | None) -> tuple[int, int, Any]:
         if self.refusals:
             raise self.refusals.pop()
         ours, theirs = packets.pair()
         self.forks.append(theirs)
-        return self.child().pid, ours
+        return self.child().pid, -1, ours
 
     def make(self, own_pids: bool = True) -> None:
         packets.send(self.maker, maker.Made(self.init.pid, own_pids=own_pids))

@@ -24,7 +24,7 @@ class Stage:
         self.daemon, theirs = packets.pair()
         self.maker, ours = packets.pair()
         self.stand_ins = [fd for _ in range(2) for fd in os.pipe2(os.O_CLOEXEC)]
-        self.shim = Shim(str(bundle), theirs, lambda work: (0, ours))
+        self.shim = Shim(str(bundle), theirs, lambda work, birth: (0, -1, ours))
         self.shim.prepare()
         packets.send(self.maker, maker.Sandboxed(0), self.stand_ins[:3])
         self.shim.turn()
