@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from seacan import cgroups
 from seacan.runtime import spec
 from seacan.runtime.bundle import Exit, LogConfig, ShimConfig
 from seacan.runtime.launcher import Launcher
@@ -112,8 +113,10 @@ class Running:
 class Shims:
     """Starts containers; :meth:`close` leaves nothing of them."""
 
-    def __init__(self, bundles: Bundles) -> None:
+    def __init__(self, bundles: Bundles, *, by_makers: bool = False) -> None:
+        """``by_makers``: even where a shim could fork init itself."""
         self.bundles = bundles
+        self.by_makers = by_makers
         self.launcher = Launcher()
         self._made: list[Running] = []
 
@@ -125,7 +128,14 @@ class Shims:
         bundle = self.bundles.root / f"s{len(self._made)}"
         bundle.mkdir()
         log = log or LogConfig(path=str(bundle / "log"))
-        shim = ShimConfig(id=bundle.name, rootfs=self.bundles.overlay(), log=log, **config)
+        direct = not self.by_makers and "external" not in config and spec.direct(oci)
+        unified = cgroups.open(oci.linux.cgroups_path).unified if direct and oci.linux is not None else None
+        shim = ShimConfig(
+            id=bundle.name,
+            rootfs=self.bundles.overlay(),
+            log=log,
+            **{"direct": direct, "unified": unified or "", **config},
+        )
         (bundle / "config.json").write_bytes(spec.encode(oci))
         (bundle / "shim.json").write_bytes(msgspec.json.encode(shim))
         running = Running(bundle, log)

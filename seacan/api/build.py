@@ -310,7 +310,7 @@ class _ClassicBuild:
                 context.remove_ignored(folder.path, patterns, (filename, ".dockerignore"))
             yield folder, dockerfile, filename
         finally:
-            self.builds.trash.discard(path)
+            self.builds.engine.trash.discard(path)
             for name in (index, f"{index}.links"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name)

@@ -50,7 +50,6 @@ from seacan.storage import digest as digests
 from seacan.storage import worker
 from seacan.storage.digest import ChainID, DiffID
 from seacan.storage.pack import PackRequest, PackResult
-from seacan.storage.trash import Trash
 from seacan.storage.view import View
 
 if TYPE_CHECKING:
@@ -105,8 +104,7 @@ class Builds:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         data_root = Path(engine.options.data_root)
-        self.trash = Trash(data_root / "trash", engine.launcher)
-        self.cache = BuildCache(data_root / "build", engine.database, self.trash)
+        self.cache = BuildCache(data_root / "build", engine.database, engine.trash)
         self.sandboxes = EngineSandboxes(engine)
         self.workers = Nursery(engine.launcher)
         self.solver = Solver(self.cache, engine.images, self.sandboxes, self.workers)
@@ -123,7 +121,6 @@ class Builds:
             self._collecting.cancel()
         await self.solver.close()
         await self.workers.close()
-        await self.trash.close()
 
     async def convert(self, request: Request) -> Converted:
         """Translate the Dockerfile, looking base images up."""

@@ -473,8 +473,10 @@ class Containers:
             engine.snapshots.remove(container.id)
         self._forget(container)
         await engine.volumes.detach(container.id, container.record.mounts, remove_anonymous=volumes)
-        # Behind the client's back; what a crash leaves is swept at the next start.
-        container.spawn(asyncio.to_thread(shutil.rmtree, self.folder(container), ignore_errors=True), "delete")
+        try:
+            engine.trash.discard(self.folder(container))
+        except (OSError, SeacanError) as error:  # what is left is swept at the next start
+            log.warning("container %s is removed, but not its folder: %s", container.id, error)
         for client in container.clients:
             client.close()
         container.clients.clear()

@@ -39,6 +39,7 @@ from seacan.network.networks import Networks
 from seacan.registry.distribution import Distribution
 from seacan.registry.trust import Policy
 from seacan.runtime.launcher import Launcher
+from seacan.storage.trash import Trash
 from seacan.volumes.volumes import Volumes
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Engine:
     images: Images
     snapshots: Snapshots
     networks: Networks
+    trash: Trash
     volumes: Volumes
     builds: Builds
 
@@ -86,7 +88,11 @@ class Engine:
             undo.callback(self.database.close)
             await self.launcher.start()
             undo.push_async_callback(self.launcher.close)
-            self.images = open_images(data_root, self.database, self.launcher, driver=options.storage_driver)
+            self.trash = Trash(data_root / "trash", self.launcher)
+            undo.push_async_callback(self.trash.close)
+            self.images = open_images(
+                data_root, self.database, self.launcher, driver=options.storage_driver, trash=self.trash
+            )
             self.images.emit = self.events.emit
             self.images.users = self._image_users
             self.snapshots = self.images.snapshots

@@ -679,13 +679,14 @@ def open_images(
     driver: str = "",
     limits: Limits = Limits(),
     user_namespace: bool = False,
+    trash: Trash | None = None,
 ) -> Images:
     """The image store of the engine whose state is under ``data_root``; its parts are the attributes of the result.
 
     ``driver`` is ``overlay2``, ``vfs``, or empty to choose by what this host can mount. Raises :class:`Unsupported` for
     another one. Call :meth:`Images.recover` once no older process of the engine is left.
     """
-    trash = Trash(data_root / "trash", launcher)
+    trash = trash or Trash(data_root / "trash", launcher)
     layers = Layers(data_root / "layers", database, launcher, trash, limits=limits, user_namespace=user_namespace)
     snapshots = open_snapshots(driver, data_root / "snapshots", database, layers, trash, user_namespace=user_namespace)
     return Images(database, Blobs(data_root / "blobs"), layers, snapshots, launcher)

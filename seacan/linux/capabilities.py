@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import struct
 from collections.abc import Iterable
 from typing import Final
@@ -55,6 +55,7 @@ def names(bits: int) -> list[str]:
     return [name for number, name in enumerate(NAMES) if bits >> number & 1]
 
 
+@functools.cache
 def last() -> int:
     """The highest capability this kernel has."""
     with open("/proc/sys/kernel/cap_last_cap") as file:
@@ -63,11 +64,15 @@ def last() -> int:
 
 def current(kind: str = "CapEff", pid: int | str = "self") -> int:
     """A set of a process, as in /proc/pid/status: CapInh, CapPrm, CapEff, CapBnd or CapAmb."""
-    with open(f"/proc/{pid}/status") as file:
-        for line in file:
-            if line.startswith(kind + ":"):
-                return int(line.split()[1], 16)
-    raise OSError(os.EX_OSFILE, "no such capability set", kind)
+    return sets(pid)[kind]
+
+
+def sets(pid: int | str = "self") -> dict[str, int]:
+    """All sets of a process, by the names that :func:`current` takes."""
+    with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+        _, _, found = file.read().partition(b"\nCapInh:")
+    values = (b"CapInh:" + found).decode().split(maxsplit=10)[:10]
+    return {name.rstrip(":"): int(value, 16) for name, value in zip(values[::2], values[1::2], strict=True)}
 
 
 def packed(effective: int, permitted: int, inheritable: int) -> tuple[bytes, bytes]:

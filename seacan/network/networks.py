@@ -896,6 +896,10 @@ class Networks:
             if endpoint.driver not in ("host", "null")
         ]
         attachment = self._attachments.get(endpoints[0].container) if endpoints else None
+        if attachment is not None:
+            attachment.store = store
+        if not joins:
+            return
         links, resolver = self._kernel_links, self._resolver
         named = any(not join.spec.predefined for join in joins)
         # Copies: a container that ends meanwhile takes the sandbox's own descriptors with it, and their numbers may
@@ -905,8 +909,7 @@ class Networks:
 
         def connect() -> list[socket.socket]:
             try:
-                if joins:
-                    links.join(joins, netns, rtnl)
+                links.join(joins, netns, rtnl)
                 return resolver.open_sockets(netns) if named else []
             finally:
                 for fd in (netns, rtnl):
@@ -924,7 +927,6 @@ class Networks:
             for one in sockets:
                 one.close()
             return
-        attachment.store = store
         self._attach_fast_path()
         if sockets:
             self._answer_names(attachment, sockets)

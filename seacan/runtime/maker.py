@@ -179,7 +179,7 @@ def prepare_birth(bundle: str, unified: str) -> None:
         except FileNotFoundError:  # the first below this parent
             os.makedirs(unified, 0o755)
     except OSError:  # something lies there
-        with open(f"{bundle}/config.json", "rb") as file:
+        with open(f"{bundle}/config.json", "rb", buffering=0) as file:
             linux = spec.decode_spec(file.read()).linux
         assert linux is not None
         cgroups.open(linux.cgroups_path).create_unified()
@@ -187,7 +187,7 @@ def prepare_birth(bundle: str, unified: str) -> None:
 
 def become_init(shim: socket.socket, bundle: str, config: ShimConfig, stdio: Stdio) -> None:
     """Be the container's init."""
-    with open(f"{bundle}/config.json", "rb") as file:
+    with open(f"{bundle}/config.json", "rb", buffering=0) as file:
         oci = spec.decode_spec(file.read())
     Container.become_init(
         config.id,
@@ -205,7 +205,7 @@ def become_init(shim: socket.socket, bundle: str, config: ShimConfig, stdio: Std
 
 def make(shim: socket.socket, bundle: str, config: ShimConfig, stdio: Stdio) -> None:
     """Create the container, and start it when told to."""
-    with open(f"{bundle}/config.json", "rb") as file:
+    with open(f"{bundle}/config.json", "rb", buffering=0) as file:
         oci = spec.decode_spec(file.read())
     if config.external is not None:
         _make_external(shim, bundle, config, oci, stdio)
@@ -257,7 +257,7 @@ def _made(shim: socket.socket, oci: spec.Spec, pid: int, console: int | None, cg
 def _seccomp(config: ShimConfig) -> bytes | None:
     if config.seccomp is None:
         return None
-    with open(config.seccomp, "rb") as file:
+    with open(config.seccomp, "rb", buffering=0) as file:
         return file.read()
 
 
@@ -295,7 +295,7 @@ def become_exec(shim: socket.socket, bundle: str, config: ShimConfig, process: s
 def kill_everyone(shim: socket.socket, bundle: str, config: ShimConfig, number: int) -> None:
     """Signal every process of the container."""
     if config.external is not None:
-        with open(f"{bundle}/config.json", "rb") as file:
+        with open(f"{bundle}/config.json", "rb", buffering=0) as file:
             oci = spec.decode_spec(file.read())
         if oci.linux is not None and oci.linux.cgroups_path:
             for pid in cgroups.open(oci.linux.cgroups_path).processes():
@@ -328,7 +328,7 @@ def remove(bundle: str, config: ShimConfig) -> None:
 def _remove_cgroup(bundle: str) -> None:
     """For a creation that was cut off before it had a state."""
     try:
-        with open(f"{bundle}/config.json", "rb") as file:
+        with open(f"{bundle}/config.json", "rb", buffering=0) as file:
             oci = spec.decode_spec(file.read())
     except FileNotFoundError:
         return
@@ -343,7 +343,7 @@ def _remove_cgroup(bundle: str) -> None:
 def clean_up(bundle: str, fds: Sequence[int]) -> int:
     """The launcher's target for a container whose shim is gone (:func:`seacan.runtime.task.lost`)."""
     try:
-        with open(f"{bundle}/shim.json", "rb") as file:
+        with open(f"{bundle}/shim.json", "rb", buffering=0) as file:
             config = msgspec.json.decode(file.read(), type=ShimConfig)
     except FileNotFoundError:
         return 0

@@ -104,8 +104,9 @@ def plan(
         raise InvalidParameter("Cwd must be an absolute path")
     sets = process.capabilities or spec.Capabilities()
     # What we lack ourselves cannot be given: runc leaves out what the kernel does not know; we also what is bounded.
-    bounding = capabilities.current("CapBnd")
-    permitted = capabilities.mask(sets.permitted) & capabilities.current("CapPrm")
+    held = capabilities.sets()
+    bounding = held["CapBnd"]
+    permitted = capabilities.mask(sets.permitted) & held["CapPrm"]
     inheritable = capabilities.mask(sets.inheritable) & bounding
     raised, lowered = _limits(process.rlimits)
     return ProcessPlan(
@@ -435,9 +436,10 @@ def _home(uid: int) -> str:
     except OSError:
         return "/"
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             return "/"
-        text = os.read(fd, _PASSWD_LIMIT).decode("utf-8", "surrogateescape")
+        text = os.read(fd, min(found.st_size, _PASSWD_LIMIT)).decode("utf-8", "surrogateescape")
     finally:
         os.close(fd)
     wanted = str(uid)

@@ -56,7 +56,7 @@ def save(folder: str, saved: Saved) -> None:
 def read(folder: str, id: str) -> Saved:
     """Raises NotFound when there is no such container."""
     try:
-        with open(f"{folder}/{FILE}", "rb") as file:
+        with open(f"{folder}/{FILE}", "rb", buffering=0) as file:
             return msgspec.json.decode(file.read(), type=Saved)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound("container does not exist") from None
@@ -67,7 +67,7 @@ def read(folder: str, id: str) -> Saved:
 def process_status(pid: int) -> tuple[str, int]:
     """(state letter, start time) of /proc/pid/stat; ("", 0) when there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return "", 0

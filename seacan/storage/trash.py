@@ -6,13 +6,14 @@ A removal so costs its caller one ``rename``. What a crash left is deleted by th
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
 from pathlib import Path
 
 from seacan.errors import SeacanError
-from seacan.storage import worker
+from seacan.storage import tree, worker
 from seacan.storage.sweep import SweepRequest, SweepResult
 from seacan.storage.worker import Launcher
 
@@ -23,7 +24,7 @@ _DELAY = 0.5
 
 
 class Trash:
-    """A folder that must be on the same file system as what is thrown into it."""
+    """A folder on the same file system as what is thrown into it; what is not is deleted at once."""
 
     def __init__(self, folder: Path, launcher: Launcher) -> None:
         self.folder = folder
@@ -38,6 +39,10 @@ class Trash:
             os.rename(path, self.folder / secrets.token_hex(8))
         except FileNotFoundError:
             return
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            tree.remove(os.fspath(path))
         self.sweep_soon()
 
     def sweep_soon(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 
@@ -53,3 +55,42 @@ def test_a_written_configuration_reads_back_the_same() -> None:
 def test_a_bad_configuration_is_refused_with_its_place(data: bytes, message: str) -> None:
     with pytest.raises(InvalidParameter, match=message):
         spec.decode_spec(data)
+
+
+def _ordinary() -> spec.Spec:
+    namespaces = [spec.LinuxNamespace(type=kind) for kind in ("pid", "mount", "ipc", "uts", "network")]
+    return spec.Spec(linux=spec.Linux(namespaces=namespaces, cgroups_path="/seacan/one"))
+
+
+def test_an_ordinary_container_makes_itself() -> None:
+    assert spec.direct(_ordinary())
+
+
+def _joined(one: spec.Spec) -> None:
+    assert one.linux is not None
+    one.linux.namespaces[0].path = "/proc/1/ns/pid"
+
+
+def _mapped_user(one: spec.Spec) -> None:
+    assert one.linux is not None
+    one.linux.namespaces.append(spec.LinuxNamespace(type="user"))
+
+
+def _hooked(one: spec.Spec) -> None:
+    one.hooks = spec.Hooks(poststop=[spec.Hook(path="/bin/true")])
+
+
+def _mapped_mount(one: spec.Spec) -> None:
+    one.mounts.append(spec.Mount(destination="/m", source="/", options=["rbind", "idmap"]))
+
+
+def _filtered(one: spec.Spec) -> None:
+    assert one.linux is not None
+    one.linux.seccomp = spec.LinuxSeccomp(default_action="SCMP_ACT_ALLOW")
+
+
+@pytest.mark.parametrize("change", [_joined, _mapped_user, _hooked, _mapped_mount, _filtered])
+def test_a_container_that_needs_somebody_outside_does_not(change: Callable[[spec.Spec], None]) -> None:
+    one = _ordinary()
+    change(one)
+    assert not spec.direct(one)

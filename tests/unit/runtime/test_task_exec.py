@@ -16,9 +16,9 @@ from tests.bundles import Bundles
 from tests.shims import Running, Shims
 
 
-@pytest.fixture
-async def shims(bundles: Bundles) -> AsyncIterator[Shims]:
-    shims = Shims(bundles)
+@pytest.fixture(params=[False, True], ids=["direct", "by makers"])
+async def shims(request: pytest.FixtureRequest, bundles: Bundles) -> AsyncIterator[Shims]:
+    shims = Shims(bundles, by_makers=request.param)
     yield shims
     await shims.close()
 
