@@ -59,7 +59,7 @@ def test_a_bad_configuration_is_refused_with_its_place(data: bytes, message: str
 
 def _ordinary() -> spec.Spec:
     namespaces = [spec.LinuxNamespace(type=kind) for kind in ("pid", "mount", "ipc", "uts", "network")]
-    return spec.Spec(linux=spec.Linux(namespaces=namespaces, cgroups_path="/seacan/one"))
+    return spec.Spec("1.2.0", linux=spec.Linux(namespaces=namespaces, cgroups_path="/seacan/one"))
 
 
 def test_an_ordinary_container_makes_itself() -> None:
