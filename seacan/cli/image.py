@@ -6,14 +6,17 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from typing import IO, Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from seacan.cli.client import Client
 from seacan.cli.command import Group, command, each, filters, flag, switch
 from seacan.cli.container import confirm, inspect_all, save_stream
 from seacan.cli.output import ago, human_size, local_time, short_id, write_rows
 from seacan.errors import InvalidParameter, System
+
+if TYPE_CHECKING:
+    from seacan.registry.credentials import Credentials
 
 Fetched = Mapping[str, Any]
 
@@ -272,8 +275,20 @@ def registry_configurations() -> str:
     return base64.urlsafe_b64encode(json.dumps(found).encode()).decode()
 
 
+def config_folder() -> str:
+    """Where docker's client and this one keep what they know: ``$DOCKER_CONFIG`` or ``~/.docker``."""
+    return os.environ.get("DOCKER_CONFIG") or os.path.join(os.environ.get("HOME", "/root"), ".docker")
+
+
+def registry_wallet() -> Callable[[str], Credentials]:
+    """The credentials in docker's config.json by a registry's domain, for what is done without the daemon."""
+    from seacan.registry.credentials import decode_header
+
+    return lambda domain: decode_header(registry_auth(f"{domain}/" if domain != "docker.io" else ""))
+
+
 def _config() -> dict[str, Any]:
-    folder = os.environ.get("DOCKER_CONFIG") or os.path.join(os.environ.get("HOME", "/root"), ".docker")
+    folder = config_folder()
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             found: dict[str, Any] = json.load(file)
@@ -524,14 +539,10 @@ def copy_(client: Client, arguments: list[str], *, insecure: list[str]) -> None:
     import asyncio
 
     from seacan.registry.copy import copy
-    from seacan.registry.credentials import decode_header
-
-    def credentials(domain: str) -> Any:
-        return decode_header(registry_auth(f"{domain}/" if domain != "docker.io" else ""))
 
     source, destination = arguments
     digest = asyncio.run(
-        copy(source, destination, credentials=credentials, insecure=insecure, tell=lambda text: print(text))
+        copy(source, destination, credentials=registry_wallet(), insecure=insecure, tell=lambda text: print(text))
     )
     print(digest)
 

@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "builder": ("seacan.cli.builder:group", "Manage builds"),
     "container": (f"{_CONTAINER}:group", "Manage containers"),
     "image": (f"{_IMAGE}:group", "Manage images"),
+    "manifest": ("seacan.cli.manifest:group", "Manage image manifests and manifest lists"),
     "network": ("seacan.cli.network:group", "Manage networks"),
     "registry": ("seacan.cli.registry:group", "Run a registry, and look after one"),
     "system": (f"{_SYSTEM}:group", "Manage Seacan"),

@@ -74,18 +74,22 @@ async def copy(
     registries = Registries(lambda: settings)
     async with contextlib.AsyncExitStack() as undo:
         undo.push_async_callback(registries.close)
-        origin, name = await _open(source, registries, credentials, undo, write=False)
-        target, wanted = await _open(destination, registries, credentials, undo, write=True)
+        origin, name = await open_place(source, registries, credentials, undo, write=False)
+        target, wanted = await open_place(destination, registries, credentials, undo, write=True)
         content, media_type = await origin.manifest(name)
         digest = digests.of(content)
         if digests.is_digest(wanted) and wanted != digest:
             raise InvalidParameter(f"{source} has digest {digest} and not that of {destination}")
-        await _Copy(origin, target, tell).tree(content, media_type, wanted or name or digest, 0)
+        if isinstance(origin, RegistryPlace) and isinstance(target, RegistryPlace):
+            target.beside(origin)
+        await Copy(origin, target, tell).tree(content, media_type, wanted or name or digest, 0)
         await target.finish()
         return digest
 
 
-class _Copy:
+class Copy:
+    """One copy between two places. ``tell`` hears of each manifest and blob."""
+
     def __init__(self, origin: Place, target: Place, tell: Tell) -> None:
         self._origin = origin
         self._target = target
@@ -119,11 +123,11 @@ class _Copy:
             if await self._target.has_blob(descriptor.digest):
                 self._tell(f"blob {descriptor.digest} is there already")
                 return
-            await self._target.put_blob(descriptor, lambda: _verified(descriptor, self._origin.blob(descriptor)))
+            await self._target.put_blob(descriptor, lambda: verified(descriptor, self._origin.blob(descriptor)))
             self._tell(f"blob {descriptor.digest} ({descriptor.size} bytes)")
 
 
-async def _verified(descriptor: Descriptor, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def verified(descriptor: Descriptor, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The same bytes; raises before the last piece is passed on if they are not what the descriptor says."""
     checksum = hashlib.sha256()
     size = 0
@@ -142,7 +146,7 @@ async def _verified(descriptor: Descriptor, body: AsyncIterator[bytes]) -> Async
         yield held
 
 
-async def _open(
+async def open_place(
     name: str,
     registries: Registries,
     credentials: Callable[[str], Credentials],
@@ -150,6 +154,7 @@ async def _open(
     *,
     write: bool,
 ) -> tuple[Place, str]:
+    """The place that a user names, and the tag or digest there."""
     kind, _, rest = name.partition(":")
     if kind in ("oci", "archive"):
         path, tag = _split_path(rest)
@@ -170,7 +175,7 @@ async def _open(
         except Unreachable as error:
             failure = failure or error
             continue
-        return _Registry(repository), reference.digest or reference.with_default_tag().tag
+        return RegistryPlace(repository), reference.digest or reference.with_default_tag().tag
     assert failure is not None
     raise failure
 
@@ -185,9 +190,17 @@ def _split_path(text: str) -> tuple[Path, str]:
     return Path(path), tag
 
 
-class _Registry:
+class RegistryPlace:
+    """A repository in a registry."""
+
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
+        self._neighbour = ""
+
+    def beside(self, other: RegistryPlace) -> None:
+        """Take blobs over from ``other`` without sending them, where it is a repository of the same registry."""
+        if other._repository.endpoint == self._repository.endpoint:
+            self._neighbour = other._repository.path
 
     async def manifest(self, reference: str) -> tuple[bytes, str]:
         content, media_type, _ = await self._repository.fetch_manifest(reference)
@@ -202,7 +215,12 @@ class _Registry:
         return await self._repository.has_blob(digest)
 
     async def put_blob(self, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]) -> None:
-        location = await self._repository.start_upload()
+        if self._neighbour:
+            location = await self._repository.mount(descriptor.digest, self._neighbour)
+            if location is None:
+                return
+        else:
+            location = await self._repository.start_upload()
         try:
             await self._repository.upload(location, descriptor.digest, descriptor.size, body)
         except RegistryError as error:
