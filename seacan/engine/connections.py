@@ -5,6 +5,7 @@ The networks themselves are :class:`seacan.network.networks.Networks`; here they
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -175,10 +176,11 @@ async def connect(engine: Engine, network: str, container: str, settings: Endpoi
                 "container sharing network namespace with another container or host cannot be connected to any other "
                 "network"
             )
-        if target.sandbox is None:
+        if target.task is None:
             raise Conflict(f"container {target.name} is not running")
         spec = engine.networks.get(network)
-        endpoint = await engine.networks.connect(engine.lifecycle.identity(target), spec.id, asked, target.sandbox)
+        async with target.task.sandbox() as sandbox:
+            endpoint = await engine.networks.connect(engine.lifecycle.identity(target), spec.id, asked, sandbox)
         target.record.networks[spec.name] = asked
         engine.containers.save(target)
         _emit(engine, "connect", spec, endpoint.container)
@@ -247,7 +249,12 @@ async def disconnect(engine: Engine, network: str, container: str, *, force: boo
             raise InvalidParameter(
                 "cannot disconnect container from host network - container was created in host network mode"
             )
-        await engine.networks.disconnect(target.id, spec.id, target.sandbox)
+        async with contextlib.AsyncExitStack() as opened:
+            sandbox = None
+            if target.task is not None:
+                with contextlib.suppress(Conflict):  # it has just ended
+                    sandbox = await opened.enter_async_context(target.task.sandbox())
+            await engine.networks.disconnect(target.id, spec.id, sandbox)
         if key is not None:
             del target.record.networks[key]
             engine.containers.save(target)

@@ -332,7 +332,9 @@ class Lifecycle:
             self._engine.containers.save_state(container)
 
     def watch(self, container: Container, task: Task) -> None:
-        """Notice from now on if the shim dies without a word."""
+        """Notice from now on if the shim dies without a word. What was open for the start or the recovery is closed."""
+        if container.sandbox is not None:
+            container.sandbox.close()
         container.spawn(self._watch(container, task), "watch")
 
     # --- what the shim tells ---------------------------------------------------------------------------------------

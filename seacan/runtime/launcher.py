@@ -33,7 +33,7 @@ _decode = msgspec.json.Decoder(FromLauncher).decode
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process open as many files as it may: each container needs six. Containers keep the old limit.
+    """Let this process open as many files as it may: each container needs three. Containers keep the old limit.
 
     With CAP_SYS_RESOURCE that is as many as the kernel lets anybody, whatever the daemon was started with.
     """

@@ -10,7 +10,7 @@ import _socket as socket
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -164,6 +164,21 @@ class Task:
     async def created(self) -> Sandbox:
         """Wait until init exists in its namespaces. Raises RuntimeFailed when the container could not be made."""
         return await asyncio.shield(self._created)
+
+    @contextlib.asynccontextmanager
+    async def sandbox(self) -> AsyncIterator[Sandbox]:
+        """The sandbox anew, with descriptors that are open for as long as the context lasts.
+
+        What :meth:`created` gives may be closed by its users once the container runs: of many containers, descriptors
+        that are hardly ever needed are what a daemon runs out of first. Raises Conflict once the container is gone.
+        """
+        description, fds = await self._ask(lambda seq: Describe(seq=seq))
+        assert isinstance(description, Description)
+        sandbox = Sandbox(description.pid, fds)
+        try:
+            yield sandbox
+        finally:
+            sandbox.close()
 
     async def start(self) -> None:
         """Let init execute the user's program; returns when it does.
