@@ -14,7 +14,7 @@ from seacan.api.images import repository_and_tag, stream_archive
 from seacan.engine import config as docker
 from seacan.engine.config import ContainerConfig
 from seacan.engine.version import SERVER_VERSION
-from seacan.errors import Conflict, InvalidParameter, NotFound, SeacanError
+from seacan.errors import Conflict, InvalidParameter, NotFound, SeacanError, System
 from seacan.images.commit import commit
 from seacan.images.config import ImageDefaults
 from seacan.images.export import export
@@ -35,7 +35,10 @@ def routes(engine: Engine) -> list[web.RouteDef]:
 
     async def changes(request: web.Request) -> web.StreamResponse:
         container = engine.containers.get(request.match_info["id"])
-        found = await asyncio.to_thread(engine.snapshots.changes, container.id)
+        try:
+            found = await asyncio.to_thread(engine.snapshots.changes, container.id)
+        except RecursionError:
+            raise System(f"cannot compare container {container.id}: its folders are nested too deeply") from None
         return json_response([{"Path": change.path, "Kind": int(change.kind)} for change in found] or None)
 
     async def commit_(request: web.Request) -> web.StreamResponse:

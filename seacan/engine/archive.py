@@ -400,33 +400,37 @@ class _Output:
         while view:
             view = view[os.write(self._descriptor, view) :]
 
-    def member(self, path: bytes, name: bytes, info: os.stat_result) -> None:
-        """Archive what is at ``path`` under ``name``, folders with all that is in them."""
+    def member(self, folder: int, path: bytes, name: bytes, info: os.stat_result) -> None:
+        """Archive what is at ``path`` in ``folder`` under ``name``, folders with all that is in them."""
         mode = info.st_mode
         if stat.S_ISDIR(mode):
             prefix = name.rstrip(b"/") + b"/"
-            self._entry(prefix, info, b"5", xattrs=_xattrs(path))
-            for child in sorted(os.listdir(path)):
-                below = path.rstrip(b"/") + b"/" + child
-                with contextlib.suppress(FileNotFoundError):
-                    self.member(below, prefix + child, os.lstat(below))
+            inner = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                self._entry(prefix, info, b"5", xattrs=_xattrs(inner))
+                for child in sorted(map(os.fsencode, os.listdir(inner))):
+                    with contextlib.suppress(FileNotFoundError):
+                        found = os.stat(child, dir_fd=inner, follow_symlinks=False)
+                        self.member(inner, child, prefix + child, found)
+            finally:
+                os.close(inner)
         elif stat.S_ISREG(mode):
             first = self._links.setdefault((info.st_dev, info.st_ino), name)
             if info.st_nlink > 1 and first is not name:
                 self._entry(name, info, b"1", link=first)
             else:
-                self._file(path, name)
+                self._file(folder, path, name)
         elif stat.S_ISLNK(mode):
-            self._entry(name, info, b"2", link=os.readlink(path))
+            self._entry(name, info, b"2", link=os.readlink(path, dir_fd=folder))
         elif not stat.S_ISSOCK(mode):
             kind = {stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFIFO: b"6"}[stat.S_IFMT(mode)]
             self._entry(name, info, kind)
 
-    def _file(self, path: bytes, name: bytes) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    def _file(self, folder: int, path: bytes, name: bytes) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         try:
             info = os.fstat(descriptor)
-            self._entry(name, info, b"0", size=info.st_size, xattrs=_xattrs(path))
+            self._entry(name, info, b"0", size=info.st_size, xattrs=_xattrs(descriptor))
             left = info.st_size
             while left:
                 # A file cut while it is read is filled up: its header has promised the size.
@@ -453,17 +457,19 @@ class _Output:
         self.write(header(name, kind, mode, info.st_uid, info.st_gid, size, seconds, link, device, xattrs))
 
 
-def _xattrs(path: bytes) -> dict[bytes, bytes] | None:
+def _xattrs(descriptor: int) -> dict[bytes, bytes] | None:
     try:
-        return {b"security.capability": os.getxattr(path, b"security.capability", follow_symlinks=False)}
+        return {b"security.capability": os.getxattr(descriptor, b"security.capability")}
     except OSError:
         return None
 
 
 def _read(path: str, name: str, info: os.stat_result, descriptor: int) -> None:
     output = _Output(descriptor)
+    parent, _, base = os.fsencode(path).rpartition(b"/")  # of a link with a slash behind it, the folder is meant
+    folder = os.open(parent or b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        output.member(os.fsencode(path), os.fsencode(name), info)
+        output.member(folder, base or b".", os.fsencode(name), info)
         output.write(bytes(2 * BLOCK))
     except BrokenPipeError:
         pass  # the client has enough

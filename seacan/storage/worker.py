@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -22,6 +24,9 @@ Request = TypeVar("Request", bound=msgspec.Struct)
 Result = TypeVar("Result", bound=msgspec.Struct)
 
 _RESULT_LIMIT = 64 << 20
+
+_DEPTH = 30_000
+"""Nested calls, and open files, that a worker may have."""
 
 
 class Process(Protocol):
@@ -115,6 +120,13 @@ async def _read(descriptor: int) -> bytes:
         parts.append(part)
 
 
+def _allow_depth() -> None:
+    """Let walks go as deep as trees do: a call and a descriptor a folder. Calls of Python by Python take no stack."""
+    sys.setrecursionlimit(_DEPTH)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_DEPTH, most) if most >= 0 else _DEPTH, most))
+
+
 def answer(
     function: Callable[[Request, Sequence[int]], msgspec.Struct],
     request: type[Request],
@@ -124,6 +136,7 @@ def answer(
     """The other end: call ``function`` with the decoded request and report what comes of it on the last descriptor."""
     *inputs, report = fds
     os.set_blocking(report, True)
+    _allow_depth()
     try:
         message = b"+" + msgspec.json.encode(function(msgspec.json.decode(argument, type=request), inputs))
         status = 0
@@ -134,6 +147,9 @@ def answer(
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         message = b"-" + msgspec.json.encode(Failure("system", where + words(error)))
+        status = 1
+    except RecursionError:
+        message = b"-" + msgspec.json.encode(Failure("invalid", "folders are nested too deeply"))
         status = 1
     except Exception:
         message = b"-" + msgspec.json.encode(Failure("system", f"internal error: {traceback.format_exc()}"))
