@@ -84,6 +84,7 @@ class Engine:
             self._prepare_folders(data_root, exec_root)
             undo.callback(self._unlock)
             self.id = system.load_id(data_root / "engine-id")
+            _refuse_emptied(data_root / "seacan.db")
             self.database = Database(data_root / "seacan.db")
             undo.callback(self.database.close)
             await self.launcher.start()
@@ -228,3 +229,16 @@ def _reload_attributes(options: EngineOptions) -> dict[str, str]:
         "runtimes": " ".join(f"{name}:{runtime.path}" for name, runtime in options.runtimes.items()),
         "shutdown-timeout": str(options.shutdown_timeout),
     }
+
+
+def _refuse_emptied(path: Path) -> None:
+    """An empty file is a fine database, to SQLite; all that it does not know would be swept away."""
+    log_file = path.with_name(f"{path.name}-wal")
+    if not path.exists() or path.stat().st_size or (log_file.exists() and log_file.stat().st_size):
+        return
+    blobs = path.parent / "blobs" / "sha256"
+    if blobs.exists() and any(blobs.iterdir()):
+        raise System(
+            f"cannot use the state database {path}: it is empty, but there are images. Restore a backup, or move it "
+            "away to begin anew (containers, images and volumes that only it knows are then lost to the engine)"
+        )

@@ -316,8 +316,9 @@ def _inherit(layer: Path, name: bytes, below: Sequence[Path]) -> None:
                 os.close(source)
             return
     except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | Path) else ""
         raise System(
-            f"copying the attributes of folder {os.fsdecode(name)!r} into {layer}: {error.strerror}"
+            f"copying the attributes of folder {os.fsdecode(name)!r} into {layer}: {where}{error.strerror}"
         ) from error
     finally:
         os.close(target)
