@@ -502,12 +502,15 @@ def import_(client: Client, arguments: list[str], *, change: list[str], message:
 
 
 @command("bootstrap", "NAME [NAME...]", least=1)
+@flag("mirror", "Address of the packages, instead of the distribution's own", default="")
 @flag("output", "Write the archive to a file instead of loading it", short="o", default="")
-def bootstrap(client: Client, arguments: list[str], *, output: str) -> None:
+def bootstrap(client: Client, arguments: list[str], *, mirror: str, output: str) -> None:
     """Make base images from the distribution's packages
 
-    NAME is busybox, or debian[:SUITE]. The image is loaded into the daemon, or written to --output.
+    NAME is busybox, or debian[:SUITE]; without a suite, the one of this host if it is a Debian, else stable.
+    The image is loaded into the daemon, or written to --output.
     """
+    import sys
     import tempfile
     from pathlib import Path
 
@@ -515,13 +518,17 @@ def bootstrap(client: Client, arguments: list[str], *, output: str) -> None:
 
     if output and len(arguments) > 1:
         raise InvalidParameter("--output takes one image")
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     for name in arguments:
         if output:
-            make(name, Path(output))
+            make(name, Path(output), mirror=mirror, tell=tell)
             continue
         with tempfile.TemporaryDirectory(prefix="seacan-bootstrap-", dir="/var/tmp") as folder:
             archive = Path(folder) / "image.tar"
-            make(name, archive)
+            make(name, archive, mirror=mirror, tell=tell)
             with archive.open("rb") as file:
                 load_archive(client, file)
 

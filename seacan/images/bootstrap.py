@@ -7,6 +7,7 @@ What this is not: a package manager. ``mmdebstrap``, ``apt-get`` and ``dpkg-deb`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -17,6 +18,7 @@ import struct
 import subprocess
 import tarfile
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +30,9 @@ from seacan.errors import InvalidParameter, System, Unsupported
 
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "s390x": "s390x"}
-_DEBIAN_DEFAULT_SUITE = "stable"
+
+Tell = Callable[[str], None]
+"""What is told of a recipe's progress, a line at a time."""
 
 
 def busybox_archive(destination: Path, *, tag: str = "busybox:latest") -> None:
@@ -47,13 +51,21 @@ def busybox_archive(destination: Path, *, tag: str = "busybox:latest") -> None:
             _write_archive(archive, layer.getvalue(), {"Cmd": ["sh"], "Env": [_PATH]}, mtime, [tag], "busybox")
 
 
-def debian_archive(destination: Path, suite: str = _DEBIAN_DEFAULT_SUITE, *, tag: str | None = None) -> None:
+def debian_archive(
+    destination: Path, suite: str = "", *, mirror: str = "", tag: str | None = None, tell: Tell = lambda line: None
+) -> None:
     """Write a loadable image of a minimal Debian (mmdebstrap's ``essential`` set plus apt) to ``destination``.
 
-    Documentation, translations and package lists are left out, as in Debian's own container images.
+    ``suite`` is the host's own where none is given and the host is a Debian, else ``stable``; the image is called
+    ``debian:latest`` then. ``mirror`` is an address to take the packages from, else Debian's. Documentation,
+    translations and package lists are left out, as in Debian's own container images.
     """
+    tag = tag or f"debian:{suite or 'latest'}"
+    suite = suite or _own_suite()
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", suite):
         raise InvalidParameter(f"invalid suite name: {suite!r}")
+    if mirror.startswith("-"):
+        raise InvalidParameter(f"invalid mirror: {mirror!r}")
     mmdebstrap = shutil.which("mmdebstrap")
     if mmdebstrap is None:
         raise Unsupported("mmdebstrap is not installed: apt-get install mmdebstrap")
@@ -75,39 +87,52 @@ def debian_archive(destination: Path, suite: str = _DEBIAN_DEFAULT_SUITE, *, tag
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH", int(datetime.now(UTC).timestamp()) // 86400 * 86400))
     with tempfile.TemporaryDirectory(prefix="seacan-bootstrap-") as scratch:
         tree = Path(scratch) / "root.tar"
-        done = subprocess.run(
-            [mmdebstrap, *options, suite, str(tree)],
-            env={**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != 0:
-            reason = "\n".join(done.stderr.strip().splitlines()[-8:])
-            raise System(f"mmdebstrap {suite} failed with status {done.returncode}: {reason}")
+        env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "LC_ALL": "C"}
+        _run([mmdebstrap, *options, suite, str(tree), *([mirror] if mirror else [])], f"mmdebstrap {suite}", env, tell)
         with destination.open("wb") as archive:
-            _write_archive(
-                archive, tree, {"Cmd": ["bash"], "Env": [_PATH]}, epoch, [tag or f"debian:{suite}"], f"debian {suite}"
-            )
+            _write_archive(archive, tree, {"Cmd": ["bash"], "Env": [_PATH]}, epoch, [tag], f"debian {suite}")
 
 
-_RECIPES: dict[str, Callable[[Path, str], None]] = {
-    "busybox": lambda destination, variant: busybox_archive(destination, tag=f"busybox:{variant or 'latest'}"),
-    "debian": lambda destination, variant: debian_archive(destination, variant or _DEBIAN_DEFAULT_SUITE),
-}
+def _own_suite() -> str:
+    with contextlib.suppress(OSError):
+        release = platform.freedesktop_os_release()
+        if release.get("ID") == "debian" and "VERSION_CODENAME" in release:
+            return release["VERSION_CODENAME"]
+    return "stable"
 
 
-def recipes() -> list[str]:
-    """The names :func:`bootstrap` knows."""
-    return sorted(_RECIPES)
+def _run(command: list[str], what: str, env: dict[str, str], tell: Tell) -> None:
+    """Run ``command``, telling the steps that mmdebstrap announces (``I: …``); its last words are in the error."""
+    process = subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    last: deque[str] = deque(maxlen=8)
+    try:
+        with process.stderr as lines:
+            for line in lines:
+                last.append(line.strip())
+                if line.startswith("I: "):
+                    tell(line[3:].strip())
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        status = process.wait()
+    if status != 0:
+        reason = "\n".join(last)
+        raise System(f"{what} failed with status {status}: {reason}")
 
 
-def bootstrap(name: str, destination: Path) -> None:
+def bootstrap(name: str, destination: Path, *, mirror: str = "", tell: Tell = lambda line: None) -> None:
     """Write the base image called ``name`` (``busybox``, ``debian``, ``debian:bookworm``) to ``destination``."""
     recipe, _, variant = name.partition(":")
-    if recipe not in _RECIPES:
-        raise InvalidParameter(f"no recipe for base image {name!r}: choose one of {', '.join(recipes())}")
-    _RECIPES[recipe](destination, variant)
+    if recipe == "busybox":
+        busybox_archive(destination, tag=f"busybox:{variant or 'latest'}")
+    elif recipe == "debian":
+        debian_archive(destination, variant, mirror=mirror, tell=tell)
+    else:
+        raise InvalidParameter(f"no recipe for base image {name!r}: choose busybox or debian")
 
 
 def _static_busybox(scratch: Path) -> Path:
