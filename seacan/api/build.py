@@ -21,13 +21,16 @@ from aiohttp import web
 from seacan.api import buildkit
 from seacan.api.http import JSONStream, api_version, cancellable, json_response, query_bool, query_filters, query_int
 from seacan.build import context, remote
+from seacan.build.cacheconfig import Entry
 from seacan.build.dockerfile.convert import Converted, Options
 from seacan.build.dockerfile.instructions import parse_duration
 from seacan.build.dockerfile.parser import DockerfileError
 from seacan.build.graph import Exec, GitSource, ImageSource, Limits, LocalSource, Scratch, Vertex
 from seacan.build.ignore import clean
+from seacan.build.imports import Cache
 from seacan.build.solver import Build, SourceFolder
 from seacan.build.sources import parse_git
+from seacan.engine.buildcache import Ask
 from seacan.engine.builds import Builds, Request, parse_name
 from seacan.errors import InvalidParameter, SeacanError
 from seacan.images.manifest import parse_platform
@@ -126,6 +129,8 @@ class _Asked(msgspec.Struct, kw_only=True):
     pull: bool
     squash: bool
     build_id: str
+    cache_from: list[str]
+    inline: bool
     options: Options
 
     @classmethod
@@ -175,6 +180,8 @@ class _Asked(msgspec.Struct, kw_only=True):
             pull=query_bool(request, "pull"),
             squash=query_bool(request, "squash"),
             build_id=query.get("buildid", ""),
+            cache_from=_json(query.get("cachefrom", ""), list[str], "cachefrom") or [],
+            inline=(arguments.get("BUILDKIT_INLINE_CACHE") or "") in ("1", "t", "T", "true", "TRUE", "True"),
             options=options,
         )
 
@@ -354,6 +361,7 @@ class _ClassicBuild:
             filename,
             credentials=credentials,
             entitlements=["network.host"] if asked.options.network == "host" else [],
+            caches=await self._caches(credentials),
         )
         converted = await self.builds.convert(request)
         for finding in converted.findings:
@@ -374,10 +382,10 @@ class _ClassicBuild:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
         try:
-            image = await self.builds.store(outcome, lease, asked.names, squash=asked.squash)
+            image = await self.builds.store(outcome, lease, asked.names, squash=asked.squash, inline=asked.inline)
         finally:
             lease.release()
-            self.builds.release(outcome)
+            await self.builds.release(outcome)
         if not asked.quiet:
             await self.output.say(f" ---> {short_id(image.id)}\n")
             await self.output.write({"aux": {"ID": image.id}})
@@ -390,6 +398,16 @@ class _ClassicBuild:
                 await self.output.say(f"Successfully tagged {parse_name(name).familiar}\n")
         else:
             await self.output.write({"stream": f"{image.id}\n"})
+
+    async def _caches(self, ask: Ask) -> list[Cache]:
+        """The inline caches of the images that ``cachefrom`` names, here or at their registries."""
+        found: list[Cache] = []
+        for name in self.asked.cache_from:
+            try:
+                found.append(await self.builds.open_cache(Entry("registry", {"ref": name}), ask, None))
+            except SeacanError as error:
+                await self.output.say(f"[Warning] {name} is not used as a cache: {error.message}\n")
+        return found
 
     async def _told(self, watching: asyncio.Task[None] | None) -> None:
         if watching is not None:

@@ -29,11 +29,13 @@ from seacan.build.buildkit.http2 import Connection
 from seacan.build.buildkit.rpc import INVALID_ARGUMENT, NOT_FOUND, UNIMPLEMENTED, UNKNOWN, Call, Channel, Method, Status
 from seacan.build.buildkit.rpc import server as grpc_server
 from seacan.build.buildkit.session import ClientSession, ContextFolders
+from seacan.build.cacheconfig import Entry
 from seacan.build.dockerfile.convert import Converted, NamedContext, targets
 from seacan.build.dockerfile.lint import Checks
 from seacan.build.dockerfile.parser import Range, directive
 from seacan.build.graph import GitSource, ImageSource, LocalSource, Scratch, Source, Vertex
 from seacan.build.ignore import read_ignore_file
+from seacan.build.imports import Cache
 from seacan.build.solver import BuildFailed, SourceFolder
 from seacan.build.sources import parse_git
 from seacan.engine.builds import Builds, Outcome, Request
@@ -137,6 +139,7 @@ class _Job:
     started: asyncio.Event = field(default_factory=asyncio.Event)
     response: dict[str, str] = field(default_factory=dict)
     error: pb.RPCStatus | None = None
+    caches: list[Cache] | None = None
     pinned: bool = False
 
 
@@ -246,8 +249,11 @@ class BuildKit:
         try:
             if request.session:
                 job.session = await self.session(request.session)
+            for entry in _exports(request):
+                entry.check()
             results = await self._results(job, request)
             job.response.update(await self._export(job, request, results))
+            job.response.update(await self._export_caches(job, request, results))
             await call.reply(pb.SolveResponse(job.response))
         except asyncio.CancelledError:
             job.error = pb.RPCStatus(1, "context canceled")
@@ -262,7 +268,7 @@ class BuildKit:
             for results in job.results.values():
                 for result in results:
                     result.lease.release()
-                    self.builds.release(result.outcome)
+                    await self.builds.release(result.outcome)
             job.results.clear()
             if job.session is not None:
                 job.session.release()
@@ -665,6 +671,7 @@ class BuildKit:
             credentials=job.session.credentials,
             looking_up=_looking_up(job.recorder),
             entitlements=job.request.entitlements,
+            caches=await self._caches(job, settings),
         )
         source = frontend.SourceText(settings.filename, loaded.dockerfile)
         try:
@@ -675,6 +682,30 @@ class BuildKit:
         except SeacanError as error:
             raise _located(error, source, job.recorder) from error
         return _Result(platform, outcome, lease)
+
+    async def _caches(self, job: _Job, settings: frontend.Settings) -> list[Cache]:
+        """The caches the client names. One that cannot be had is told of, and the build goes on without it."""
+        if job.caches is not None:
+            return job.caches
+        assert job.session is not None and job.request is not None
+        options: pb.CacheOptions = job.request.cache or pb.CacheOptions()
+        named = [Entry(each.type, each.attrs) for each in options.imports]
+        named += [entry for entry in settings.caches if entry not in named]
+        found: list[Cache] = []
+        for entry in named:
+            what = entry.attrs.get("ref") or entry.attrs.get("src", "")
+            vertex = Vertex(Scratch(), name=f"importing cache manifest from {what}", internal=True)
+            job.recorder.started(vertex)
+            try:
+                found.append(await self.builds.open_cache(entry, job.session.credentials, job.session))
+            except SeacanError as error:
+                job.recorder.completed(
+                    vertex, error=f"failed to configure {entry.type} cache importer: {error.message}"
+                )
+                continue
+            job.recorder.completed(vertex)
+        job.caches = found
+        return found
 
     async def _named_contexts(
         self, job: _Job, settings: frontend.Settings, inputs: Mapping[str, pb.Definition], platform: Platform | None
@@ -766,6 +797,35 @@ class BuildKit:
             response.update(await self._export_one(job, number, exporter, results))
         return response
 
+    async def _export_caches(self, job: _Job, request: pb.SolveRequest, results: list[_Result]) -> dict[str, str]:
+        response: dict[str, str] = {}
+        recorder = job.recorder
+        for entry in _exports(request):
+            if entry.type == "inline" or not results:
+                continue
+            if len(results) > 1:
+                raise Unsupported("exporting the cache of a build for several platforms is not supported")
+            where = {"registry": "registry", "local": "client directory"}[entry.type]
+            vertex = Vertex(Scratch(), name=f"exporting cache to {where}", internal=True)
+            recorder.started(vertex)
+            assert job.session is not None
+            try:
+                written = await self.builds.export_cache(
+                    results[0].outcome,
+                    entry,
+                    job.session.credentials,
+                    job.session,
+                    lambda text, vertex=vertex: recorder.status(vertex, text, 0, 0, done=True),  # type: ignore[misc]
+                )
+            except SeacanError as error:
+                recorder.completed(vertex, error=error.message)
+                if not entry.flag("ignore-error", False):
+                    raise
+                continue
+            recorder.completed(vertex)
+            response["cache.manifest"] = msgspec.json.encode(written).decode()
+        return response
+
     async def _export_one(
         self, job: _Job, number: int, exporter: pb.Exporter, results: list[_Result]
     ) -> dict[str, str]:
@@ -797,7 +857,12 @@ class BuildKit:
         result = results[0]
         names = [name for name in attrs.get("name", "").split(",") if name]
         recorder.status(vertex, "exporting layers", 0, 0)
-        image = await self.builds.store(result.outcome, result.lease, names if kind in ("moby", "image") else ())
+        image = await self.builds.store(
+            result.outcome,
+            result.lease,
+            names if kind in ("moby", "image") else (),
+            inline=job.request is not None and any(entry.type == "inline" for entry in _exports(job.request)),
+        )
         recorder.status(vertex, "exporting layers", 0, 0, done=True)
         recorder.status(vertex, f"writing image {image.id}", 0, 0, done=True)
         for name in names:
@@ -966,6 +1031,11 @@ def _reference(ref: str) -> pb.Definition:
     digest = "sha256:" + hashlib.sha256(op).hexdigest()
     last = pb.Op(inputs=[pb.Input(digest)]).encode()
     return pb.Definition([op, last], {digest: pb.OpMetadata()})
+
+
+def _exports(request: pb.SolveRequest) -> list[Entry]:
+    options: pb.CacheOptions = request.cache or pb.CacheOptions()
+    return [Entry(each.type, each.attrs) for each in options.exports]
 
 
 def _looking_up(recorder: Recorder) -> Callable[[str], contextlib.AbstractContextManager[None]]:

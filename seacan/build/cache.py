@@ -46,6 +46,14 @@ _SCHEMA = (
         used INTEGER NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE build_archives (
+        layer TEXT PRIMARY KEY REFERENCES build_layers (id) ON DELETE CASCADE,
+        digest TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        media_type TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 
 KINDS = ("regular", "source.local", "source.git.checkout", "source.http", "exec.cachemount")
@@ -63,6 +71,16 @@ class Layer:
     base: bool = False
     created: int = 0
     """Nanoseconds since 1970; 0 for a base layer, whose time its image's history tells."""
+
+    @property
+    def here(self) -> bool:
+        """False for a layer that an imported cache claims, until somebody needs its files."""
+        return bool(self.path)
+
+    def become(self, other: Layer) -> None:
+        """This layer's files have arrived."""
+        self.id, self.path, self.diff_id, self.size = other.id, other.path, other.diff_id, other.size
+        self.created = other.created or self.created
 
 
 @dataclass(frozen=True)
@@ -147,18 +165,46 @@ class BuildCache:
         return Layer(row[0], path, row[1], row[2], created=row[3])
 
     def put(
-        self, key: str, id: str, *, kind: str = "regular", description: str = "", size: int = 0, parent: str = ""
+        self,
+        key: str,
+        id: str,
+        *,
+        kind: str = "regular",
+        description: str = "",
+        size: int = 0,
+        parent: str = "",
+        created: int = 0,
     ) -> Layer:
-        """Make the folder ``id`` the result of ``key``."""
+        """Make the folder ``id`` the result of ``key``. ``created`` is when it was made, if not just now."""
         now = time.time_ns()
         with self._database.transaction():
             self._database.execute(
                 "INSERT INTO build_layers VALUES (?, ?, ?, ?, ?, ?, 1, '', ?) "
                 "ON CONFLICT (id) DO UPDATE SET used = excluded.used, size = excluded.size",
-                (id, kind, description, size, now, now, parent),
+                (id, kind, description, size, created or now, now, parent),
             )
             self._database.execute("INSERT OR REPLACE INTO build_results VALUES (?, ?)", (key, id))
-        return Layer(id, self.path(id), "", size, created=now)
+        return Layer(id, self.path(id), "", size, created=created or now)
+
+    def take(self, folder: Path) -> str:
+        """Take over a folder in overlay's form; gives its ID, under which nothing is known yet."""
+        id = secrets.token_hex(10)
+        os.rename(folder, self.root / "layers" / id)
+        return id
+
+    def archive(self, layer: Layer) -> tuple[str, int, str] | None:
+        """Digest, size and media type of the archive that was once made of a layer."""
+        row = self._database.execute(
+            "SELECT digest, size, media_type FROM build_archives WHERE layer = ?", (layer.id,)
+        ).fetchone()
+        return None if row is None else (row[0], row[1], row[2])
+
+    def set_archive(self, layer: Layer, digest: str, size: int, media_type: str) -> None:
+        """Remember what archive a layer makes."""
+        self._database.execute(
+            "INSERT OR REPLACE INTO build_archives SELECT id, ?, ?, ? FROM build_layers WHERE id = ?",
+            (digest, size, media_type, layer.id),
+        )
 
     def set_diff_id(self, layer: Layer, diff_id: str, size: int) -> None:
         """Remember a layer's digest and the size of its files."""

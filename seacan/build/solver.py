@@ -25,6 +25,7 @@ import msgspec
 
 from seacan.build import files, remote
 from seacan.build.cache import BuildCache, Layer
+from seacan.build.cacheconfig import Claim
 from seacan.build.graph import (
     CopyFiles,
     Exec,
@@ -40,6 +41,7 @@ from seacan.build.graph import (
     Scratch,
     Vertex,
 )
+from seacan.build.imports import Imports
 from seacan.build.progress import Progress, SharedLog
 from seacan.errors import InvalidParameter, NotFound, SeacanError, System, Unsupported
 from seacan.images.manifest import host_platform
@@ -96,6 +98,20 @@ class Result:
     key: str
     layers: tuple[Layer, ...] = ()
     folder: SourceFolder | None = None
+    local: str = ""
+
+    @property
+    def own(self) -> str:
+        """The key of what really is in the files, under which things go into this engine's cache.
+
+        It is ``key`` but where an imported cache has claimed something: then it says what was claimed, so that a lie
+        is found by nobody who was not told it.
+        """
+        return self.local or self.key
+
+    @property
+    def here(self) -> bool:
+        return all(layer.here for layer in self.layers)
 
     @property
     def lower(self) -> tuple[str, ...]:
@@ -313,22 +329,29 @@ class Solver:
 
     # --- content ------------------------------------------------------------------------------------------------
 
-    async def checksum(self, result: Result, action: files.CopyAction, *, classic: bool = False) -> str:
-        """The digest of what ``action`` would copy of ``result``."""
-        index = result.folder.index if result.folder else ""
-        request = files.ChecksumRequest(files.SourceRoot(result.rootfs, index), action, classic)
+    async def checksum(
+        self,
+        result: Result,
+        action: files.CopyAction,
+        ready: Callable[[Result], Awaitable[None]],
+        *,
+        classic: bool = False,
+    ) -> str:
+        """The digest of what ``action`` would copy of ``result``; ``ready`` is awaited before its files are read."""
         known = ""
         if result.key:
-            selection = msgspec.json.encode(
-                msgspec.structs.replace(action, source=0, destination="", owner="", mode="", unpack=False)
-            )
-            known = hashlib.sha256(result.key.encode() + b"\0" + selection).hexdigest()
+            known = hashlib.sha256(result.own.encode() + b"\0" + _selection(action)).hexdigest()
             found = self.cache.checksum(known)
             if found is not None:
                 return found
             pending = self._checksums.get(known)
             if pending is not None:
                 return await asyncio.shield(pending)
+        await ready(result)
+        index = result.folder.index if result.folder else ""
+        request = files.ChecksumRequest(files.SourceRoot(result.rootfs, index), action, classic)
+        if known in self._checksums:
+            return await asyncio.shield(self._checksums[known])
         computing: asyncio.Task[str] = asyncio.create_task(self._compute(request))
         if known:
             self._checksums[known] = computing
@@ -357,7 +380,7 @@ class Solver:
     @contextlib.asynccontextmanager
     async def cache_mount(self, mount: FileMount, source: Result | None) -> AsyncIterator[str]:
         """The folder of a ``--mount=type=cache``, as its ``sharing`` says."""
-        identity = hashlib.sha256(f"{mount.id}\0{source.key if source else ''}\0{mount.selector}".encode()).hexdigest()[
+        identity = hashlib.sha256(f"{mount.id}\0{source.own if source else ''}\0{mount.selector}".encode()).hexdigest()[
             :20
         ]
         candidates = [identity]
@@ -397,10 +420,24 @@ class Solver:
 
 @dataclass
 class _Keyed:
-    """A vertex whose inputs are known: its key, and how to make it."""
+    """A vertex whose inputs are known: its keys (see :attr:`Result.own`), and how to make it under a key."""
 
     key: str
-    make: Callable[[SharedLog], Coroutine[Any, Any, Layer]]
+    own: str
+    make: Callable[[str, SharedLog], Coroutine[Any, Any, Layer]]
+    definition: str = ""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A step of a build, for who exports its cache. ``inputs`` are keys; ``below`` is what its layer lies on."""
+
+    key: str
+    definition: str
+    inputs: tuple[str, ...]
+    layer: Layer
+    below: Layer | None
+    claim: Claim | None = None
 
 
 @dataclass
@@ -414,9 +451,14 @@ class Build:
     _vertices: list[Vertex] = field(default_factory=list)
     _held: list[str] = field(default_factory=list)
     classic: bool = False
+    imports: Imports | None = None
+    solved: list[Solved] = field(default_factory=list)
+    """The steps so far, each after those it stands on."""
+    _arrivals: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    _waiting: dict[int, Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=dict)
 
     async def close(self) -> None:
-        pending = [task for task in self._tasks.values() if not task.done()]
+        pending = [task for task in (*self._tasks.values(), *self._arrivals.values()) if not task.done()]
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
@@ -444,7 +486,8 @@ class Build:
                 return self._image(vertex, operation)
             case Merge():
                 key = _key("merge", *(each.key for each in inputs))
-                return Result(key, (*inputs[0].layers, *inputs[1].layers))
+                own = _key("merge", *(each.own for each in inputs))
+                return Result(key, (*inputs[0].layers, *inputs[1].layers), local=own)
             case LocalSource() | HttpSource() | GitSource() | InlineSource():
                 return await self._source(vertex)
             case Exec() | Files():
@@ -497,19 +540,26 @@ class Build:
             self.solver.cache.hold([id])
 
     async def _step(self, vertex: Vertex, inputs: Sequence[Result]) -> Result:
-        solver, cache = self.solver, self.solver.cache
+        cache = self.solver.cache
         base = inputs[0]
         begun = False
+        claim: Claim | None = None
         try:
             keyed = await self._keyed(vertex, inputs)
-            layer = None if vertex.ignore_cache else cache.find(keyed.key)
+            own = keyed.own
+            layer = None if vertex.ignore_cache else cache.find(own)
+            if layer is None and self.imports is not None and not vertex.ignore_cache:
+                claim = self.imports.find(keyed.key)
+            if claim is not None:
+                if claim.archive is not None:
+                    own = _key("imported", keyed.key, claim.archive.diff_id, base.own)
+                    layer = cache.find(own)
+                layer = layer or self._claimed(vertex, keyed, claim, own, base)
             cached = layer is not None
             self.progress.started(vertex)
             begun = True
             if layer is None:
-                layer = await solver.step(
-                    keyed.key, keyed.make, lambda stream, data: self.progress.log(vertex, stream, data)
-                )
+                layer = await self._make(vertex, keyed, keyed.own)
         except (SeacanError, asyncio.CancelledError) as error:
             if not begun:
                 self.progress.started(vertex)
@@ -522,7 +572,72 @@ class Build:
             raise failure from error
         self._hold(layer.id)
         self.progress.completed(vertex, cached=cached)
-        return Result(keyed.key, (*base.layers, layer))
+        below = base.layers[-1] if base.layers and not base.layers[-1].base else None
+        origins = tuple(dict.fromkeys(each.key for each in inputs if each.key))
+        self.solved.append(Solved(keyed.key, keyed.definition, origins, layer, below, claim))
+        return Result(keyed.key, (*base.layers, layer), local=own)
+
+    async def _make(self, vertex: Vertex, keyed: _Keyed, own: str) -> Layer:
+        return await self.solver.step(
+            own, lambda output: keyed.make(own, output), lambda stream, data: self.progress.log(vertex, stream, data)
+        )
+
+    # --- what imported caches claim -----------------------------------------------------------------------------
+
+    async def need(self, *results: Result) -> None:
+        """Have the files of results here: fetch claimed layers, or make those that no cache has.
+
+        :raises BuildFailed: a step failed.
+        """
+        layers = {id(layer): layer for result in results for layer in result.layers if not layer.here}
+        for number in layers:
+            if number not in self._arrivals:
+                self._arrivals[number] = asyncio.create_task(self._waiting[number]())
+        await _all([asyncio.shield(self._arrivals[number]) for number in layers])
+
+    def _claimed(self, vertex: Vertex, keyed: _Keyed, claim: Claim, own: str, base: Result) -> Layer:
+        """A layer that a cache says there is; its files come when somebody needs them."""
+        layer = Layer("", "", claim.archive.diff_id if claim.archive else "", created=claim.created)
+
+        async def arrive() -> None:
+            found = await self._fetched(vertex, claim, own, base) if claim.archive else None
+            if found is None:
+                self.progress.started(vertex)
+                # What a cache promised under this key and did not give is made anew, for this build alone.
+                found = await self._make(vertex, keyed, _key("instead", own) if claim.archive else own)
+            layer.become(found)
+            self._hold(layer.id)
+
+        self._waiting[id(layer)] = arrive
+        return layer
+
+    async def _fetched(self, vertex: Vertex, claim: Claim, own: str, base: Result) -> Layer | None:
+        """The layer of a claim, or None where the cache does not keep its word."""
+        imports, cache = self.imports, self.solver.cache
+        assert imports is not None and claim.archive is not None
+        descriptor = claim.archive.descriptor
+
+        def report(current: int, total: int) -> None:
+            self.progress.status(vertex, descriptor.digest, current, total, done=current == total)
+
+        try:
+            staged = await imports.fetch(claim.archive, report)
+        except SeacanError as error:
+            self.progress.log(vertex, 2, f"cached layer {descriptor.digest} is not used: {error}\n".encode())
+            return None
+        await self.need(base)
+        self.solver.images.layers.inherit(staged, [Path(path) for path in base.lower])
+        id = cache.take(staged.path)
+        layer = cache.put(own, id, description=_description(vertex), size=staged.size, created=claim.created)
+        cache.set_diff_id(layer, staged.diff_id, staged.size)
+        cache.set_archive(layer, descriptor.digest, descriptor.size, descriptor.media_type)
+        return layer
+
+    def _promised(self, definition: str, inputs: Sequence[Result]) -> str | None:
+        """The key a cache gives for a definition, where finding it out would take files that are not here."""
+        if self.imports is None or all(each.here for each in inputs):
+            return None
+        return self.imports.step(definition)
 
     async def _keyed(self, vertex: Vertex, inputs: Sequence[Result]) -> _Keyed:
         if isinstance(vertex.operation, Exec):
@@ -540,30 +655,43 @@ class Build:
             else:
                 actions.append(_copy_action(action, action.source - 1))
         copies = [action for action in actions if isinstance(action, files.CopyAction)]
-        try:
-            contents = await _all(
-                [self.solver.checksum(inputs[action.source + 1], action, classic=self.classic) for action in copies]
-            )
-        except InvalidParameter as error:
-            if self.classic:
-                name = vertex.command.partition(" ")[0].upper()
-                raise BuildFailed(f"{name} failed: {error}", vertex) from None
-            raise BuildFailed(
-                f"failed to compute cache key: failed to calculate checksum of ref: {error}", vertex
-            ) from None
-        key = _key(
-            "files",
-            inputs[0].key,
-            msgspec.json.encode([placeless(action) for action in actions]).decode(),
-            *contents,
-            str(vertex.epoch),
-            "classic" if self.classic else "",
-        )
-        sources = tuple(
-            files.SourceRoot(each.rootfs, links=each.folder.links if each.folder else "") for each in inputs[1:]
-        )
+        described = msgspec.json.encode([placeless(action) for action in actions]).decode()
+        rest = (str(vertex.epoch), "classic" if self.classic else "")
+        definition = own = ""
+        key: str | None = None
+        if any(inputs[action.source + 1].layers for action in copies):
+            taken = [inputs[action.source + 1] for action in copies]
+            known = [
+                "" if each.layers else await self.solver.checksum(each, action, self.need, classic=self.classic)
+                for each, action in zip(taken, copies, strict=True)
+            ]
+            parts = (described, *known, *rest)
+            definition = _key("definition", inputs[0].key, *(each.key for each in taken), *parts)
+            own = _key("definition", inputs[0].own, *(each.own for each in taken), *parts)
+            key = self._promised(definition, taken)
+        if key is None:
+            try:
+                contents = await _all(
+                    [
+                        self.solver.checksum(inputs[action.source + 1], action, self.need, classic=self.classic)
+                        for action in copies
+                    ]
+                )
+            except InvalidParameter as error:
+                if self.classic:
+                    name = vertex.command.partition(" ")[0].upper()
+                    raise BuildFailed(f"{name} failed: {error}", vertex) from None
+                raise BuildFailed(
+                    f"failed to compute cache key: failed to calculate checksum of ref: {error}", vertex
+                ) from None
+            key = _key("files", inputs[0].key, described, *contents, *rest)
+            own = _key("files", inputs[0].own, described, *contents, *rest)
 
-        async def make(_output: SharedLog) -> Layer:
+        async def make(own: str, _output: SharedLog) -> Layer:
+            await self.need(*inputs)
+            sources = tuple(
+                files.SourceRoot(each.rootfs, links=each.folder.links if each.folder else "") for each in inputs[1:]
+            )
             base = inputs[0]
             cache = self.solver.cache
             layer_id, upper, work = cache.new_folder(base.lower[0] if base.lower else None)
@@ -584,9 +712,9 @@ class Build:
                 cache.discard(layer_id)
                 raise
             cache.settle(layer_id)
-            return self._commit(key, layer_id, vertex, base)
+            return self._commit(own, layer_id, vertex, base)
 
-        return _Keyed(key, make)
+        return _Keyed(key, own, make, definition)
 
     def _commit(self, key: str, layer_id: str, vertex: Vertex, base: Result) -> Layer:
         parent = base.layers[-1].id if base.layers and not base.layers[-1].base else ""
@@ -598,24 +726,40 @@ class Build:
 
     async def _keyed_exec(self, vertex: Vertex, operation: Exec, inputs: Sequence[Result]) -> _Keyed:
         check_platform(vertex)
-        mounts: list[str] = []
-        for mount in operation.mounts:
-            content = ""
-            if mount.source >= 0 and mount.kind == "bind":
-                content = await self._content(inputs[mount.source], mount.selector)
-            described = dataclasses.replace(mount, source=-1 if mount.source < 0 else 0)
-            mounts.append(f"{described}{content}")
+        bound = [mount for mount in operation.mounts if mount.source >= 0 and mount.kind == "bind"]
         meta = dataclasses.replace(operation, mounts=(), proxy=(), limits=type(operation.limits)(), cgroup_parent="")
-        key = _key("exec", inputs[0].key, repr(meta), *mounts, str(vertex.epoch), str(vertex.platform))
+        mounts = [str(dataclasses.replace(mount, source=min(mount.source, 0))) for mount in operation.mounts]
+        rest = (str(vertex.epoch), str(vertex.platform))
+        definition = own = ""
+        key: str | None = None
+        if any(inputs[mount.source].layers for mount in bound):
+            taken = [inputs[mount.source] for mount in bound]
+            known = [
+                "" if each.layers else await self._content(each, mount.selector)
+                for each, mount in zip(taken, bound, strict=True)
+            ]
+            parts = (repr(meta), *mounts, *known, *rest)
+            definition = _key("definition", inputs[0].key, *(each.key for each in taken), *parts)
+            own = _key("definition", inputs[0].own, *(each.own for each in taken), *parts)
+            key = self._promised(definition, taken)
+        if key is None:
+            contents = [
+                await self._content(inputs[mount.source], mount.selector) if mount in bound else ""
+                for mount in operation.mounts
+            ]
+            parts = (repr(meta), *map("".join, zip(mounts, contents, strict=True)), *rest)
+            key = _key("exec", inputs[0].key, *parts)
+            own = _key("exec", inputs[0].own, *parts)
 
-        async def make(output: SharedLog) -> Layer:
-            return await self._run(vertex, operation, inputs, key, output)
+        async def make(own: str, output: SharedLog) -> Layer:
+            await self.need(*inputs)
+            return await self._run(vertex, operation, inputs, own, output)
 
-        return _Keyed(key, make)
+        return _Keyed(key, own, make, definition)
 
     async def _content(self, result: Result, selector: str) -> str:
         action = files.CopyAction(0, selector, "/", follow=True, wildcards=False)
-        return await self.solver.checksum(result, action)
+        return await self.solver.checksum(result, action, self.need)
 
     async def _run(
         self, vertex: Vertex, operation: Exec, inputs: Sequence[Result], key: str, output: SharedLog
@@ -848,6 +992,13 @@ def _key(*parts: str) -> str:
         data = part.encode("utf-8", "surrogateescape")
         total.update(b"%d:" % len(data) + data)
     return total.hexdigest()
+
+
+def _selection(action: files.CopyAction) -> bytes:
+    """What an action takes, wherever it puts it."""
+    return msgspec.json.encode(
+        msgspec.structs.replace(action, source=0, destination="", owner="", mode="", unpack=False)
+    )
 
 
 def _copy_action(action: CopyFiles, source: int) -> files.CopyAction:

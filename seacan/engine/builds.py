@@ -21,34 +21,38 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from seacan.build import files
+from seacan.build import cacheconfig, files
 from seacan.build.buildkit import sync
 from seacan.build.buildkit.rpc import Conversation
 from seacan.build.cache import BuildCache, Layer
+from seacan.build.cacheconfig import Entry
 from seacan.build.dockerfile.convert import Converted, NamedContext, Options, ResolvedImage, convert
 from seacan.build.graph import Exec, check_entitlements
+from seacan.build.imports import Cache, Imports
 from seacan.build.nursery import Nursery
 from seacan.build.progress import Progress
-from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, SandboxMount, Session, Solver
-from seacan.engine import oci
+from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, SandboxMount, Session, Solved, Solver
+from seacan.engine import buildcache, oci
+from seacan.engine.buildcache import Ask, ContentStores
 from seacan.engine.config import ContainerConfig, EndpointSettings, HostConfig, Ulimit
 from seacan.engine.container import Record
-from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError
+from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError, Unsupported
 from seacan.images import config as image_config
 from seacan.images import reference as references
 from seacan.images import save
 from seacan.images.config import History, ImageConfig, RootFS
-from seacan.images.manifest import Platform
+from seacan.images.manifest import Descriptor, Platform
 from seacan.images.reference import Reference
-from seacan.images.store import Image, Lease
+from seacan.images.store import Image, LayerBlob, Lease
 from seacan.network.model import ContainerIdentity, PortRequest
+from seacan.registry.copy import Place, RegistryPlace
 from seacan.registry.credentials import NONE, Credentials
 from seacan.runtime import spec
 from seacan.runtime.bundle import LogConfig, OverlayRoot, Rootfs, ShimConfig
 from seacan.runtime.task import Task
 from seacan.storage import digest as digests
 from seacan.storage import worker
-from seacan.storage.digest import ChainID, DiffID
+from seacan.storage.digest import ChainID, DiffID, Digest
 from seacan.storage.pack import PackRequest, PackResult
 from seacan.storage.view import View
 
@@ -87,6 +91,8 @@ class Request:
     """Entered while a base image is looked up, for progress."""
     entitlements: Collection[str] = ()
     """What the client allows steps beyond a sandbox: ``network.host``."""
+    caches: Sequence[Cache] = ()
+    """Caches from elsewhere that this build may use."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ class Outcome:
     converted: Converted
     config: ImageConfig
     layers: tuple[Layer, ...]
+    solved: tuple[Solved, ...] = ()
+    imports: Imports | None = None
 
 
 class Builds:
@@ -144,15 +152,18 @@ class Builds:
         converted = converted or await self.convert(request)
         check_entitlements(converted.vertex, request.entitlements)
         lease = Lease(self.engine.images._leases)
+        imports = Imports(self.engine.images, request.caches) if request.caches else None
         try:
             if converted.base is not None:
                 lease.add(*_chain(converted.base))
             async with self.solver.build(session, progress) as build:
                 build.classic = request.options.classic
+                build.imports = imports
                 if follow is not None:
                     follow(build)
                 try:
                     result = await build.solve(converted.vertex)
+                    await build.need(result)
                 except SeacanError:
                     if finish is not None:
                         await finish()
@@ -161,13 +172,17 @@ class Builds:
                     await finish()
                 layers = result.layers
                 self.cache.hold(layer.id for layer in layers)
-            return Outcome(converted, converted.config, layers), lease
+            return Outcome(converted, converted.config, layers, tuple(build.solved), imports), lease
         except BaseException:
             lease.release()
+            if imports is not None:
+                await imports.close()
             raise
 
-    async def store(self, outcome: Outcome, lease: Lease, names: Sequence[str], *, squash: bool = False) -> Image:
-        """Make an image of what a build made, and give it its names."""
+    async def store(
+        self, outcome: Outcome, lease: Lease, names: Sequence[str], *, squash: bool = False, inline: bool = False
+    ) -> Image:
+        """Make an image of what a build made, and give it its names. ``inline``: its cache goes along."""
         images = self.engine.images
         wanted = [parse_name(name) for name in names]
         layers = outcome.layers
@@ -180,17 +195,69 @@ class Builds:
                 lease.add(chain)
             times = [layer.created for layer in layers]
             config = finish_config(outcome.converted, diff_ids, times, history=history)
-            blobs = {}
-            for layer, chain_id in zip(layers, _chain_ids(diff_ids), strict=True):
-                blobs[layer.id] = images.layer_blob(chain_id)
-            image = images.register(image_config.encode(config), [blobs[layer.id] for layer in layers])
+            blobs = [
+                images.layer_blob(chain_id) or self._archive(layer)
+                for layer, chain_id in zip(layers, _chain_ids(diff_ids), strict=True)
+            ]
+            document = image_config.encode(config)
+            if inline:
+                document = await self._with_inline(document, outcome, diff_ids)
+            image = images.register(document, blobs)
             for reference in wanted:
                 images.add_tag(image.id, reference)
                 images.log_event("tag", image.id, reference.with_default_tag().familiar)
             return images.get(image.id)
 
-    def release(self, outcome: Outcome) -> None:
-        """Let the cache prune what a build has made."""
+    def _archive(self, layer: Layer) -> LayerBlob | None:
+        """The archive in which a layer came from a cache, if it is here still."""
+        known = None if layer.base else self.cache.archive(layer)
+        if known is None or not self.engine.images.blobs.contains(Digest(known[0])):
+            return None
+        return LayerBlob(Digest(known[0]), known[1], known[2])
+
+    async def _with_inline(self, config: bytes, outcome: Outcome, diff_ids: Sequence[str]) -> bytes:
+        """The configuration with the build's cache in it, where BuildKit has it too."""
+        records = await buildcache.Exporter(self.engine, outcome).inline(diff_ids)
+        document = msgspec.json.decode(config)
+        document[cacheconfig.INLINE] = records
+        return msgspec.json.encode(document, order="sorted")
+
+    async def open_cache(self, entry: Entry, ask: Ask, stores: ContentStores | None) -> Cache:
+        """See :func:`seacan.engine.buildcache.open_cache`."""
+        return await buildcache.open_cache(self.engine, entry, ask, stores)
+
+    async def export_cache(
+        self,
+        outcome: Outcome,
+        entry: Entry,
+        ask: Ask,
+        stores: ContentStores | None,
+        tell: Callable[[str], None],
+    ) -> Descriptor:
+        """Write a build's cache where ``entry`` says; gives the descriptor of its manifest."""
+        entry.check()
+        place: Place
+        if entry.type == "local":
+            if stores is None:
+                raise Unsupported("a local cache needs a client with a content store")
+            place, tag = stores.content(f"local:{entry.attrs.get('dest', '')}"), ""
+        else:
+            if not entry.attrs.get("ref"):
+                raise InvalidParameter("registry cache exporter requires ref")
+            reference = references.parse(entry.attrs["ref"]).with_default_tag()
+            credentials = await ask(reference.domain)
+            place = RegistryPlace(await self.engine.distribution.repository(reference, credentials, push=True))
+            tag = reference.tag
+        exporter = buildcache.Exporter(self.engine, outcome)
+        try:
+            return await exporter.write(place, tag, entry, tell)
+        finally:
+            exporter.close()
+
+    async def release(self, outcome: Outcome) -> None:
+        """The build is over: let go of what it brought, and let the cache prune what it has made."""
+        if outcome.imports is not None:
+            await outcome.imports.close()
         self.cache.release([layer.id for layer in outcome.layers])
         if self._collecting is None:
             self._collecting = asyncio.get_running_loop().call_later(_COLLECT_AFTER, self._collect)
@@ -561,7 +628,7 @@ def _oci_mount(mount: SandboxMount) -> spec.Mount:
         return spec.Mount(mount.target, "overlay", "overlay", ["ro", *lower, "index=off"])
     options = ["rbind", mode, "rprivate", "nosuid", "nodev"]
     if mount.selector != "/":
-        options.append(f"subpath={mount.selector}")
+        options.append(f"subpath={mount.selector.strip('/')}")
     return spec.Mount(mount.target, "bind", mount.source, options)
 
 

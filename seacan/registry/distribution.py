@@ -93,6 +93,19 @@ class Distribution:
         """See :meth:`seacan.registry.push.Pusher.push`."""
         return await self.pusher.push(reference, report, credentials=credentials, all_tags=all_tags, platform=platform)
 
+    async def repository(self, reference: Reference, credentials: Credentials, *, push: bool = False) -> Repository:
+        """The first way to a repository that answers. Raises :class:`Unreachable` if none does."""
+        failure: Unreachable | None = None
+        for repository in self._registries.repositories(reference, credentials, push=push):
+            try:
+                await repository.ping()
+            except Unreachable as error:
+                failure = failure or error
+                continue
+            return repository
+        assert failure is not None
+        raise failure
+
     async def login(self, credentials: Credentials) -> str:
         """See whether the registry takes the credentials; Docker's word for that it does.
 

@@ -192,9 +192,7 @@ class Layers:
             chain_id = digests.chain_id(parent, staged.diff_id)
             if self.contains(chain_id):
                 return chain_id
-            below = [layer.path for layer in self.stack(parent)]
-            for name in staged.implied:
-                _inherit(staged.path, os.fsencode(name), below)
+            self.inherit(staged, [layer.path for layer in self.stack(parent)])
             key = _key(chain_id)
             row = self._database.execute("SELECT chain_id FROM layers WHERE key = ?", (key,)).fetchone()
             if row is not None and row[0] != chain_id:
@@ -209,6 +207,11 @@ class Layers:
             return chain_id
         finally:
             self._trash.discard(staged.path)
+
+    def inherit(self, staged: Staged, below: Sequence[Path]) -> None:
+        """Give folders that the archive has no entries for the attributes they have below, topmost layer first."""
+        for name in staged.implied:
+            _inherit(staged.path, os.fsencode(name), below)
 
     def abandon(self, staged: Staged) -> None:
         self._trash.discard(staged.path)

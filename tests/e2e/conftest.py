@@ -7,12 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.hosts import DOCKER, Daemon, Host, scratch
+from tests.hosts import DOCKER, REPOSITORY, Daemon, Host, scratch
+
+BUILDX = next(
+    (
+        path
+        for path in (
+            Path("/usr/libexec/docker/cli-plugins/docker-buildx"),
+            Path("/usr/lib/docker/cli-plugins/docker-buildx"),
+            Path(os.environ.get("SEACAN_PEERS", "/opt/peers"), "usr/libexec/docker/cli-plugins/docker-buildx"),
+        )
+        if path.exists()
+    ),
+    None,
+)
 
 if os.geteuid() != 0:
     collect_ignore_glob = ["test_*"]
@@ -99,3 +115,51 @@ def new_host() -> Iterator[Callable[..., Host]]:
             return host
 
         yield make
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def registry(host: Host, tmp_path: Path) -> Iterator[str]:
+    """A registry of our own on the daemons' host; gives ``host:port``."""
+    port = free_port()
+    serve = [
+        sys.executable,
+        "-m",
+        "seacan.cli.main",
+        "registry",
+        "serve",
+        "--root",
+        str(tmp_path / "registry"),
+        "--listen",
+        f"127.0.0.1:{port}",
+    ]
+    process = subprocess.Popen(
+        host.command(*serve),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "listening" in line, line + process.stdout.read()
+    yield f"127.0.0.1:{port}"
+    process.terminate()
+    process.wait(10)
+    process.stdout.close()
+
+
+@pytest.fixture
+def buildx_environment(tmp_path: Path) -> dict[str, str]:
+    """Variables with which ``docker build`` goes through buildx; the test is skipped where there is none."""
+    if BUILDX is None:
+        pytest.skip("no buildx plugin on this machine")
+    plugins = tmp_path / "docker-config/cli-plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "docker-buildx").symlink_to(BUILDX)
+    return {"DOCKER_CONFIG": str(plugins.parent), "DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"}

@@ -9,7 +9,6 @@ import http.client
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,19 +20,6 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import DOCKER, Daemon
-
-BUILDX = next(
-    (
-        path
-        for path in (
-            Path("/usr/libexec/docker/cli-plugins/docker-buildx"),
-            Path("/usr/lib/docker/cli-plugins/docker-buildx"),
-            Path(os.environ.get("SEACAN_PEERS", "/opt/peers"), "usr/libexec/docker/cli-plugins/docker-buildx"),
-        )
-        if path.exists()
-    ),
-    None,
-)
 
 Build = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -72,13 +58,8 @@ def classic(daemon: Daemon, context: Path) -> Build:
 
 
 @pytest.fixture
-def buildx(daemon: Daemon, context: Path, tmp_path: Path) -> Build:
-    if BUILDX is None:
-        pytest.skip("no buildx plugin on this machine")
-    plugins = tmp_path / "docker-config/cli-plugins"
-    plugins.mkdir(parents=True)
-    shutil.copy(BUILDX, plugins / "docker-buildx")
-    return _runner(daemon, context, DOCKER_CONFIG=str(plugins.parent), DOCKER_BUILDKIT="1", BUILDKIT_PROGRESS="plain")
+def buildx(daemon: Daemon, context: Path, buildx_environment: dict[str, str]) -> Build:
+    return _runner(daemon, context, **buildx_environment)
 
 
 @pytest.fixture(params=["classic", "buildx"])

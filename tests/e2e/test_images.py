@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts import REPOSITORY, Daemon
+from tests.hosts import Daemon
 
 
 @pytest.fixture
@@ -30,43 +28,6 @@ def engine(daemon: Daemon, busybox: Path) -> Iterator[Daemon]:
             daemon.docker("rmi", "-f", id if "<none>" in reference else reference, check=False)
     if not daemon.out("images", "-q", "busybox:latest"):
         daemon.docker("load", "-i", str(busybox))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def registry(engine: Daemon, tmp_path: Path) -> Iterator[str]:
-    """A registry of our own on the daemon's host; gives ``host:port``."""
-    port = free_port()
-    serve = [
-        sys.executable,
-        "-m",
-        "seacan.cli.main",
-        "registry",
-        "serve",
-        "--root",
-        str(tmp_path / "registry"),
-        "--listen",
-        f"127.0.0.1:{port}",
-    ]
-    process = subprocess.Popen(
-        engine.host.command(*serve),
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert "listening" in line, line + process.stdout.read()
-    yield f"127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
-    process.stdout.close()
 
 
 def test_save_and_load_give_the_same_image(engine: Daemon, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from seacan.build.buildkit import messages as pb
+from seacan.build.cacheconfig import Entry
 from seacan.build.dockerfile.convert import Options, Target
 from seacan.build.dockerfile.instructions import Arg, csv_fields, parse_stages
 from seacan.build.dockerfile.lint import Checks, Finding
@@ -96,6 +97,7 @@ class Settings:
     pull: bool
     contexts: Mapping[str, str]
     checks: Checks | None
+    caches: tuple[Entry, ...] = ()
     base: Options = field(default_factory=Options)
 
     @classmethod
@@ -153,6 +155,7 @@ class Settings:
             pull=attrs.get("image-resolve-mode", "") == "pull",
             contexts=prefixed("context:"),
             checks=Checks.parse(checks) if checks is not None else None,
+            caches=_caches(attrs.get("cache-imports", ""), attrs.get("cache-from", "")),
             base=base,
         )
 
@@ -160,6 +163,22 @@ class Settings:
         """The options of the build for one platform (None: the builder's own)."""
         checks = replace(self.checks, findings=[]) if self.checks is not None else None
         return replace(self.base, platform=platform, ignore=ignore, checks=checks)
+
+
+class _CacheImport(msgspec.Struct, rename="pascal"):
+    type: str = ""
+    attrs: dict[str, str] = {}
+
+
+def _caches(described: str, names: str) -> tuple[Entry, ...]:
+    """``cache-imports`` (JSON), or the older ``cache-from`` (references)."""
+    if described:
+        try:
+            found = msgspec.json.decode(described, type=list[_CacheImport])
+        except msgspec.DecodeError as error:
+            raise InvalidParameter(f"failed to unmarshal cache-imports: {error}") from None
+        return tuple(Entry(each.type, each.attrs) for each in found)
+    return tuple(Entry("registry", {"ref": name}) for name in names.split(",") if name)
 
 
 def _hosts(text: str) -> tuple[tuple[str, str], ...]:

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from urllib.parse import quote_plus
 
 from seacan.build.buildkit import sync
+from seacan.build.buildkit.content import ClientContent
 from seacan.build.buildkit.messages import (
     BytesMessage,
     CheckAgentRequest,
@@ -184,6 +185,15 @@ class ClientSession:
             for task in list(tasks):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def content(self, id: str) -> ClientContent:
+        """A content store that the client has: of a cache of ``type=local``, or of an OCI layout.
+
+        :raises Unsupported: it offers none.
+        """
+        if not self.supports("/containerd.services.content.v1.Content/Info"):
+            raise Unsupported("the client offers no content store")
+        return ClientContent(self.channel, id)
 
     # --- what the client uploads and takes ----------------------------------------------------------------------
 

@@ -385,8 +385,11 @@ class Store:
         if ":" not in reference and not TAG.fullmatch(reference):
             raise RegistryError(400, "TAG_INVALID", "manifest tag did not match URI", {"tag": reference})
         self._check_quota(len(content))
-        children = [d.digest for d in document.manifests or ()]
-        parts = [document.config, *(document.layers or ()), *(document.blobs or ())]
+        # BuildKit's older form of a build cache is an index of plain blobs.
+        listed = document.manifests or []
+        children = [d.digest for d in listed if d.media_type in MANIFEST_TYPES or not d.media_type]
+        others = [d for d in listed if d.media_type and d.media_type not in MANIFEST_TYPES]
+        parts = [document.config, *(document.layers or ()), *(document.blobs or ()), *others]
         blobs = [d.digest for d in parts if d is not None and d.media_type not in FOREIGN_LAYER_TYPES]
         for child in (*children, *blobs, *((document.subject.digest,) if document.subject else ())):
             if not is_digest(child):
