@@ -249,16 +249,42 @@ async def disconnect(engine: Engine, network: str, container: str, *, force: boo
             raise InvalidParameter(
                 "cannot disconnect container from host network - container was created in host network mode"
             )
-        async with contextlib.AsyncExitStack() as opened:
-            sandbox = None
-            if target.task is not None:
-                with contextlib.suppress(Conflict):  # it has just ended
-                    sandbox = await opened.enter_async_context(target.task.sandbox())
-            await engine.networks.disconnect(target.id, spec.id, sandbox)
-        if key is not None:
-            del target.record.networks[key]
-            engine.containers.save(target)
+        # The record first: after a crash in between, settle() ends what it does not have.
+        asked = target.record.networks.pop(key) if key is not None else None
+        engine.containers.save(target)
+        try:
+            await _leave(engine, target, spec.id)
+        except SeacanError:
+            if key is not None and asked is not None:
+                target.record.networks[key] = asked
+                engine.containers.save(target)
+            raise
         _emit(engine, "disconnect", spec, target.id)
+
+
+async def _leave(engine: Engine, target: Container, network: str) -> None:
+    async with contextlib.AsyncExitStack() as opened:
+        sandbox = None
+        if target.task is not None:
+            with contextlib.suppress(Conflict):  # it has just ended
+                sandbox = await opened.enter_async_context(target.task.sandbox())
+        await engine.networks.disconnect(target.id, network, sandbox)
+
+
+async def settle(engine: Engine, target: Container) -> None:
+    """After a crash: undo a connection of a running container that was half made, finish one half ended.
+
+    What its record and its endpoints agree on stays; nobody has been told of the rest.
+    """
+    recorded = {spec.id: key for key in target.record.networks if (spec := engine.networks.find(key)) is not None}
+    joined = {endpoint.network for endpoint in engine.networks.endpoints_of(target.id)}
+    for network in joined - recorded.keys():
+        log.info("container %s: ending its half-made connection to the network %s", target.id, network)
+        await _leave(engine, target, network)
+    if stale := recorded.keys() - joined:
+        for network in stale:
+            del target.record.networks[recorded[network]]
+        engine.containers.save(target)
 
 
 def _being_removed(target: Container) -> System:

@@ -471,6 +471,8 @@ class Containers:
         with engine.database.transaction():
             engine.database.execute("DELETE FROM containers WHERE id = ?", (container.id,))
             engine.snapshots.remove(container.id)
+            if not volumes:
+                engine.volumes.release(container.id)
         self._forget(container)
         await engine.volumes.detach(container.id, container.record.mounts, remove_anonymous=volumes)
         try:

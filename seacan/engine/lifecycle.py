@@ -423,7 +423,7 @@ class Lifecycle:
         try:
             await self._engine.containers.remove(container.id, force=True, volumes=True)
         except SeacanError as error:
-            if container.id in self._engine.containers:
+            if container.id in self._engine.containers and not container.state.removing:  # by somebody else
                 log.error("cannot remove container %s: %s", container.id, error)
 
     # --- restart policies ------------------------------------------------------------------------------------------

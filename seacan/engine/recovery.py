@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seacan import cgroups
-from seacan.engine import health
+from seacan.engine import connections, health
 from seacan.engine.container import Container, now
 from seacan.errors import SeacanError
 from seacan.runtime.bundle import Exit
@@ -51,6 +51,9 @@ async def recover(engine: Engine) -> None:
     await engine.volumes.recover(ids)
     live = {container.id: container.task for container in engine.containers if container.task is not None}
     await engine.networks.recover(live)
+    for container in engine.containers:
+        if container.task is not None and not container.host_config.network_mode.startswith("container:"):
+            await connections.settle(engine, container)
     happened.pass_on()
     for container in engine.containers:
         await _resume(engine, container, exits.get(container.id))

@@ -345,7 +345,7 @@ def clean_up(bundle: str, fds: Sequence[int]) -> int:
     try:
         with open(f"{bundle}/shim.json", "rb", buffering=0) as file:
             config = msgspec.json.decode(file.read(), type=ShimConfig)
-    except FileNotFoundError:
+    except (FileNotFoundError, msgspec.DecodeError):  # the engine died before, or while it wrote it: no shim came to be
         return 0
     existed = os.path.exists(f"{bundle}/state.json") or os.path.exists(f"{bundle}/init.pid")
     try:

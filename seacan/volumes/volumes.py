@@ -112,15 +112,18 @@ class Volumes:
         database.migrate("volumes", _SCHEMA)
 
     async def recover(self, containers: Collection[str]) -> None:
-        """After a start: forget containers that are gone, adopt folders that the database does not know, and
-        unmount what nobody uses."""
+        """After a start: undo half-made containers and finish half-removed ones, adopt folders that the database does
+        not know, and unmount what nobody uses."""
         known = set(containers)
         with self._database.transaction():
-            for table in ("volume_references", "volume_mounts"):
-                rows = self._database.execute(f"SELECT DISTINCT container FROM {table}").fetchall()  # noqa: S608
-                for (container,) in rows:
-                    if container not in known:
-                        self._database.execute(f"DELETE FROM {table} WHERE container = ?", (container,))  # noqa: S608
+            mounted = self._database.execute("SELECT DISTINCT container FROM volume_mounts").fetchall()
+            for (container,) in mounted:
+                if container not in known:
+                    self._database.execute("DELETE FROM volume_mounts WHERE container = ?", (container,))
+            referring = self._database.execute("SELECT DISTINCT container FROM volume_references").fetchall()
+            for (container,) in referring:
+                if container not in known:
+                    self.release_all(container)
             names = {name for (name,) in self._database.execute("SELECT name FROM volumes")}
             for entry in os.scandir(self.root):
                 if entry.name in names or entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
@@ -420,9 +423,9 @@ class Volumes:
             self._emit("volume", "unmount", volume.name, {"container": container, "driver": volume.driver})
 
     async def detach(self, container: str, points: Iterable[MountPoint], *, remove_anonymous: bool = False) -> None:
-        """A container is being removed: drop its references, and with ``remove_anonymous`` the volumes it had to
-        itself that were never given a name."""
-        self._release(container)
+        """A container is gone: drop its references, and with ``remove_anonymous`` the volumes it had to itself that
+        were never given a name. A crash before this one removes them at the next start, see :meth:`release`."""
+        self.release(container)
         if not remove_anonymous:
             return
         for point in points:
@@ -434,10 +437,13 @@ class Volumes:
                 continue
 
     def release_all(self, container: str) -> None:
-        """Undo of :meth:`attach`, for a container that could not be made: its anonymous volumes go, too."""
+        """Undo of :meth:`attach`, for a container that could not be made: its anonymous volumes go, too.
+
+        So they do for one whose removal together with them was cut short.
+        """
         rows = self._database.execute("SELECT volume FROM volume_references WHERE container = ?", (container,))
         names = [name for (name,) in rows.fetchall()]
-        self._release(container)
+        self.release(container)
         for name in names:
             volume = self.find(name)
             if volume is not None and volume.anonymous and not self.references(name):
@@ -484,7 +490,12 @@ class Volumes:
         if container:
             self._database.execute("INSERT OR IGNORE INTO volume_references VALUES (?, ?)", (name, container))
 
-    def _release(self, container: str) -> None:
+    def release(self, container: str) -> None:
+        """Drop the references of a container that is being removed; its volumes stay.
+
+        What refers to volumes without being a container is one that was cut off, while it was made or removed: so a
+        removal that keeps the volumes must drop the references in the transaction that ends the container.
+        """
         self._database.execute("DELETE FROM volume_references WHERE container = ?", (container,))
 
     def _active(self, name: str) -> bool:

@@ -1,21 +1,26 @@
 """kill -9 of the daemon, of the launcher, or of both, at any moment under load: nothing is lost and nothing is left.
 
-What is counted when the load has ended, and again when all containers are removed: processes, shims, mounts, control
-groups, veths, endpoints with their addresses, run folders, snapshots and folders of containers.
+The load is what a busy host sees: containers with and without networks, ports and volumes, execs, networks made and
+joined, volumes, commits, builds, loads and saves. What is counted when it has ended: processes, shims, mounts, control
+groups, veths, endpoints, run folders, snapshots, folders of containers and volumes, layers. And once all is removed,
+the host must look as it did before: links, every element in nftables, listening sockets, and all that lies on the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import random
 import signal
 import socket
 import sqlite3
+import tarfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,28 +44,51 @@ class Client(http.client.HTTPConnection):
 
 
 def call(daemon: Daemon, method: str, path: str, body: Any = None) -> Any:
+    """One request; ``body`` is sent as JSON, bytes as a tar. The JSON of the answer, else its bytes."""
     with contextlib.closing(Client(daemon.socket)) as client:
-        client.request(
-            method,
-            f"/v1.51{path}",
-            None if body is None else json.dumps(body),
-            {} if body is None else {"Content-Type": "application/json"},
-        )
+        kind = "application/x-tar" if isinstance(body, bytes) else "application/json"
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        client.request(method, f"/v1.51{path}", data, {} if body is None else {"Content-Type": kind})
         response = client.getresponse()
-        data = response.read()
+        answer = response.read()
         if response.status >= 400:
-            raise AssertionError(f"{method} {path}: {response.status} {data.decode(errors='replace')}")
-        return json.loads(data) if data else None
+            raise AssertionError(f"{method} {path}: {response.status} {answer.decode(errors='replace')}")
+        if response.getheader("Content-Type", "").startswith("application/json"):
+            lines = answer.splitlines()
+            return json.loads(answer) if len(lines) == 1 else [json.loads(line) for line in lines if line.strip()]
+        return answer
+
+
+def context(**files: str) -> bytes:
+    """A tar of a few small files."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tree:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            tree.addfile(info, io.BytesIO(text.encode()))
+    return archive.getvalue()
+
+
+CUT_SHORT = (
+    "No such container", "No such exec", "No such image", "no such volume", "is not running", "died", "in progress",
+    "not found", "is paused", "has active endpoints", "is in use", "volume in use", "already exists",
+)  # fmt: skip
+"""A request that a crash cut in half was carried out or not, and so was the one before it: both are right."""
 
 
 class Load:
-    """Clients that create, start, stop and remove containers until told to end. Crashes are no news to them."""
+    """Clients that do what a busy host sees until told to end. Crashes are no news to them."""
 
     def __init__(self, daemon: Daemon, threads: int = 4) -> None:
         self._daemon = daemon
         self._ending = threading.Event()
-        self.completed = 0
+        self.completed: Counter[str] = Counter()
         self.surprises: list[str] = []
+        self.rounds: list[Callable[[random.Random], None]] = [
+            self._container, self._network, self._volume, self._commit, self._build, self._archives, self._changes,
+        ]  # fmt: skip
+        self._archive = call(daemon, "GET", "/images/busybox/get")
         self._threads = [threading.Thread(target=self._work, args=(seed,), daemon=True) for seed in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -68,29 +96,33 @@ class Load:
     def _work(self, seed: int) -> None:
         chance = random.Random(seed)
         while not self._ending.is_set():
+            work = chance.choice(self.rounds + [self._container] * 6)
             try:
-                self._round(chance)
-                self.completed += 1
+                work(chance)
+                self.completed[work.__name__] += 1
             except (OSError, http.client.HTTPException):
                 time.sleep(0.02)
             except AssertionError as error:
-                # A request that a crash cut in half was carried out or not: both are right.
-                if not any(
-                    word in str(error) for word in ("No such container", "is not running", "died", "in progress")
-                ):
+                if not any(word in str(error) for word in CUT_SHORT):
                     self.surprises.append(str(error))
 
-    def _round(self, chance: random.Random) -> None:
+    def _create(self, command: list[str], **host: Any) -> str:
+        body = {"Image": "busybox", "Cmd": command, "HostConfig": host, "StopTimeout": 0, "Labels": {"load": "1"}}
+        return str(call(self._daemon, "POST", "/containers/create", body)["Id"])
+
+    def _remove(self, id: str) -> None:
+        call(self._daemon, "DELETE", f"/containers/{id}?force=1&v=1")
+
+    def _container(self, chance: random.Random) -> None:
         daemon = self._daemon
         kind = chance.choice(["none", "bridge", "bridge"])
-        host = {"NetworkMode": kind, "AutoRemove": chance.random() < 0.4}
+        host: dict[str, Any] = {"NetworkMode": kind, "AutoRemove": chance.random() < 0.4}
         if kind == "bridge" and chance.random() < 0.5:
             host["PortBindings"] = {"80/tcp": [{"HostPort": ""}]}
         if chance.random() < 0.3:
             host["Binds"] = ["/data"]
         command = chance.choice([["true"], ["sh", "-c", "exit 3"], ["sleep", "0.2"], ["sleep", "60"]])
-        body = {"Image": "busybox", "Cmd": command, "HostConfig": host, "StopTimeout": 0, "Labels": {"load": "1"}}
-        id = call(daemon, "POST", "/containers/create", body)["Id"]
+        id = self._create(command, **host)
         call(daemon, "POST", f"/containers/{id}/start")
         if command == ["sleep", "60"]:
             with contextlib.suppress(AssertionError):
@@ -100,7 +132,70 @@ class Load:
         elif not host["AutoRemove"]:
             call(daemon, "POST", f"/containers/{id}/wait")
         if not host["AutoRemove"]:
-            call(daemon, "DELETE", f"/containers/{id}?force=1&v=1")
+            self._remove(id)
+
+    def _network(self, chance: random.Random) -> None:
+        daemon, name = self._daemon, f"load-{chance.getrandbits(48):x}"
+        driver = chance.choice(["bridge", "routed"])
+        call(daemon, "POST", "/networks/create", {"Name": name, "Driver": driver})
+        id = self._create(["sleep", "60"], NetworkMode=chance.choice([name, "bridge"]))
+        call(daemon, "POST", f"/containers/{id}/start")
+        with contextlib.suppress(AssertionError):  # it may be in there already
+            call(daemon, "POST", f"/networks/{name}/connect", {"Container": id})
+        call(daemon, "POST", f"/networks/{name}/disconnect", {"Container": id, "Force": True})
+        self._remove(id)
+        call(daemon, "DELETE", f"/networks/{name}")
+
+    def _volume(self, chance: random.Random) -> None:
+        daemon, name = self._daemon, f"load-{chance.getrandbits(48):x}"
+        call(daemon, "POST", "/volumes/create", {"Name": name})
+        id = self._create(["touch", "/data/mark"], NetworkMode="none", Binds=[f"{name}:/data", "/etc/ssl"])
+        call(daemon, "POST", f"/containers/{id}/start")
+        call(daemon, "POST", f"/containers/{id}/wait")
+        self._remove(id)
+        call(daemon, "DELETE", f"/volumes/{name}")
+
+    def _commit(self, chance: random.Random) -> None:
+        daemon, name = self._daemon, f"load-{chance.getrandbits(48):x}"
+        id = self._create(["sh", "-c", f"echo {name} >/mark; sleep 60"], NetworkMode="none")
+        call(daemon, "POST", f"/containers/{id}/start")
+        call(daemon, "POST", f"/commit?container={id}&repo={name}")
+        self._remove(id)
+        call(daemon, "DELETE", f"/images/{name}")
+
+    def _build(self, chance: random.Random) -> None:
+        daemon, name = self._daemon, f"load-{chance.getrandbits(48):x}"
+        steps = f"FROM busybox\nCOPY mark /mark\nRUN echo {name} >/step\nRUN cat /mark /step >/both\n"
+        told = call(daemon, "POST", f"/build?t={name}", context(Dockerfile=steps, mark=name))
+        assert not [line for line in told if "error" in line], told
+        call(daemon, "DELETE", f"/images/{name}")
+
+    def _archives(self, chance: random.Random) -> None:
+        daemon, name = self._daemon, f"load-{chance.getrandbits(48):x}"
+        call(daemon, "POST", "/images/load?quiet=1", self._archive)
+        call(daemon, "POST", f"/images/busybox/tag?repo={name}&tag=latest")
+        call(daemon, "GET", f"/images/{name}/get")
+        call(daemon, "DELETE", f"/images/{name}")
+
+    def _changes(self, chance: random.Random) -> None:
+        """What is done to a container while it runs."""
+        daemon = self._daemon
+        id = self._create(["sleep", "60"], NetworkMode="bridge")
+        call(daemon, "POST", f"/containers/{id}/start")
+        call(daemon, "PUT", f"/containers/{id}/archive?path=/tmp", context(mark="x"))
+        call(daemon, "POST", f"/containers/{id}/pause")
+        call(daemon, "POST", f"/containers/{id}/update", {"Memory": 64 << 20, "MemorySwap": -1})
+        call(daemon, "POST", f"/containers/{id}/unpause")
+        exec_id = call(daemon, "POST", f"/containers/{id}/exec", {"Cmd": ["cat", "/tmp/mark"], "AttachStdout": True})
+        assert call(daemon, "POST", f"/exec/{exec_id['Id']}/start", {})[8:] == b"x"
+        call(daemon, "POST", f"/containers/{id}/restart?t=0")
+        call(daemon, "POST", f"/containers/{id}/rename?name=load-{chance.getrandbits(48):x}")
+        call(daemon, "POST", f"/containers/{id}/stop?t=0")
+        self._remove(id)
+
+    def missing(self) -> set[str]:
+        """Kinds of work that nobody has done to its end yet."""
+        return {work.__name__ for work in self.rounds} - self.completed.keys()
 
     def end(self) -> None:
         self._ending.set()
@@ -148,9 +243,11 @@ def shims(daemon: Daemon) -> set[str]:
     return found
 
 
-def rows(daemon: Daemon, table: str, column: str) -> set[str]:
+def rows(daemon: Daemon, table: str, columns: str) -> set[Any]:
+    """The values of a column, or tuples of several."""
     with contextlib.closing(sqlite3.connect(f"file:{daemon.data_root}/seacan.db?mode=ro", uri=True)) as database:
-        return {value for (value,) in database.execute(f"SELECT {column} FROM {table}")}
+        found = set(database.execute(f"SELECT {columns} FROM {table}"))
+    return found if "," in columns else {value for (value,) in found}
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = 10) -> None:
@@ -163,36 +260,106 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = 10) -> 
         time.sleep(0.05)
 
 
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def check_leftovers(daemon: Daemon) -> None:
     """Everything there is belongs to a container that the daemon says is running, or (on disk) that it knows."""
+    eventually(lambda: leftovers(daemon), "left (or missing)", 30)
+
+
+def leftovers(daemon: Daemon) -> dict[str, Any]:
+    """What is there for nobody, or missing; by what it is. A container may end while we look: look again then."""
     known = call(daemon, "GET", "/containers/json?all=1")
     ids = {container["Id"] for container in known}
-    running = {container["Id"] for container in known if container["State"] == "running"}
-    networked = {
-        container["Id"]
+    running = {container["Id"] for container in known if container["State"] in ("running", "paused")}
+    joined = {
+        (container["Id"], network["NetworkID"])
         for container in known
-        if container["State"] == "running" and container["HostConfig"]["NetworkMode"] == "bridge"
+        if container["Id"] in running
+        for network in container["NetworkSettings"]["Networks"].values()
     }
-    eventually(lambda: cgroups_in(daemon.cgroup_parent) - running, "control groups left")
-    eventually(lambda: {p.name for p in (daemon.exec_root / "containers").iterdir()} - running, "run folders left")
-    eventually(lambda: shims(daemon) - running, "shims left")
-    eventually(lambda: len(veths(daemon)) - len(networked), "veths left (or missing)")
-    eventually(lambda: rows(daemon, "network_endpoint", "container") - running, "endpoints left")
-    eventually(lambda: {p.name for p in (daemon.data_root / "containers").iterdir()} ^ ids, "folders of containers")
-    assert rows(daemon, "snapshots", "key") == ids
-    assert not mounts_below(daemon.folder)
+    plain = {network["Id"] for network in call(daemon, "GET", "/networks") if network["Driver"] in ("null", "host")}
+    wired = {(container, network) for container, network in joined if network not in plain}
+    data, run = daemon.data_root, daemon.exec_root
+    volumes, referenced = rows(daemon, "volumes", "name"), rows(daemon, "volume_references", "volume")
+    found = {
+        "control groups": cgroups_in(daemon.cgroup_parent) - running,
+        "run folders": names(run / "containers") - running,
+        "run folders of builds": names(run / "build"),
+        "shims": shims(daemon) - running,
+        "endpoints": rows(daemon, "network_endpoint", "container, network") - joined,
+        "endpoints missing": joined - rows(daemon, "network_endpoint", "container, network"),
+        "veths": len(veths(daemon)) - len(wired),
+        "mounts": mounts_below(daemon.folder),
+        "folders of containers": names(data / "containers") ^ ids,
+        "snapshots": rows(daemon, "snapshots", "key") ^ ids,
+        # What the database does not know lies there for nothing, and what it knows must be there.
+        "folders of snapshots": names(data / "snapshots") ^ ids,
+        "layers": {name.removesuffix("-init") for name in names(data / "layers") - {"staging"}}
+        ^ rows(daemon, "layers", "key"),
+        "half-made layers": names(data / "layers" / "staging"),
+        "half-written blobs": names(data / "blobs" / "ingest"),
+        "layers of builds": names(data / "build" / "layers") ^ rows(daemon, "build_layers", "id"),
+        "work of builds": names(data / "build" / "work"),
+        "volumes": names(data / "volumes") - {".removed"} ^ volumes,
+        "references to volumes": rows(daemon, "volume_references", "container") - ids,
+        "volumes of nobody": {name for name in volumes if len(name) == 64} - referenced,
+        "trash": names(data / "trash"),
+    }
+    return {what: left for what, left in found.items() if left}
+
+
+def footprint(daemon: Daemon) -> dict[str, Any]:
+    """All that an engine without containers leaves on its host: links, elements, sockets, what lies on the disk."""
+    ruleset = json.loads(daemon.host.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
+    elements: dict[str, int] = {}
+    for entry in ruleset:
+        for kind in ("set", "map"):
+            if kind in entry:
+                elements[f"{entry[kind]['family']} {entry[kind]['name']}"] = len(entry[kind].get("elem", []))
+    data = daemon.data_root
+    return {
+        "links": sorted(link["ifname"] for link in json.loads(daemon.host.run("ip", "-j", "link").stdout)),
+        "routes": sorted(
+            line.replace("linkdown", "").strip()
+            for line in daemon.host.run("ip", "route", "show", "table", "all").stdout.splitlines()
+            if not line.startswith("multicast")  # the kernel's own, once a bridge has had a port
+        ),
+        "elements": elements,
+        "sockets": sorted(line.split()[4] for line in daemon.host.run("ss", "-Hltun").stdout.splitlines()),
+        "namespaces": len(namespaces_of(daemon)),
+        **{folder: names(data / folder) for folder in ("blobs/sha256", "volumes", "build/layers")},
+        "layers": {name.removesuffix("-init") for name in names(data / "layers")},
+    }
+
+
+def namespaces_of(daemon: Daemon) -> set[str]:
+    """The network namespaces that the daemon holds open."""
+    found = set()
+    for fd in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = os.readlink(fd)
+            if target.startswith("net:"):
+                found.add(target)
+    return found
 
 
 def kill_at_random(daemon: Daemon, chance: random.Random) -> str:
-    victim = chance.choice(["daemon", "launcher", "both"])
+    victim = chance.choice(["daemon", "launcher", "both", "recovery"])
     launchers = daemon.launcher_pids()
     if victim in ("launcher", "both"):
         for pid in launchers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    if victim in ("daemon", "both"):
+    if victim in ("daemon", "both", "recovery"):
         daemon.kill()
         time.sleep(chance.random() * 0.2)
+        if victim == "recovery":  # again, while it clears up after the first crash
+            daemon.start(wait=False)
+            time.sleep(0.15 + chance.random() * 0.4)
+            daemon.kill()
         daemon.start()
     return victim
 
@@ -204,6 +371,7 @@ def crashing(new_daemon: Callable[..., Daemon]) -> Iterator[Daemon]:
 
 def survive(daemon: Daemon, crashes: int, seed: int) -> None:
     chance = random.Random(seed)
+    before = footprint(daemon)
     daemon.docker(
         "run",
         "-d",
@@ -223,6 +391,7 @@ def survive(daemon: Daemon, crashes: int, seed: int) -> None:
         for _ in range(crashes):
             time.sleep(chance.random() * 0.6)
             kill_at_random(daemon, chance)
+        eventually(lambda: load.missing(), "some kind of work never gets through", 60)
     finally:
         load.end()
     state = daemon.inspect("steady")
@@ -231,14 +400,19 @@ def survive(daemon: Daemon, crashes: int, seed: int) -> None:
     assert state["NetworkSettings"]["IPAddress"] == address
     assert daemon.inspect("again")["State"]["Running"]
     assert not load.surprises, load.surprises[:5]
-    assert load.completed, "no client ever got through"
     check_leftovers(daemon)
     log = [int(line) for line in daemon.out("logs", "steady").split()]
     assert log == list(range(len(log))), "lines of the log are missing"
     daemon.clear()
+    daemon.docker("builder", "prune", "-af")
+    for name in daemon.out("images", "--format", "{{.Repository}}", "--filter", "reference=load-*").split():
+        daemon.docker("image", "rm", name)
+    daemon.docker("image", "prune", "-f")
     check_leftovers(daemon)
     assert not processes_in(daemon.cgroup_parent)
-    assert not veths(daemon)
+    after = footprint(daemon)
+    for what, value in before.items():
+        assert after[what] == value, (what, after[what], value)
 
 
 def test_crashes_under_load_lose_and_leave_nothing(crashing: Daemon) -> None:
