@@ -85,6 +85,10 @@ async def save(images: Images, selected: Sequence[_Selected]) -> AsyncIterator[b
         plan = [archive.plan(item) for item in selected]
         for digest in archive.blobs:
             lease.add(digest)
+        # Before the first byte: a failure after it can only cut the connection, and the client never learns why.
+        for digest, content in archive.blobs.items():
+            if content is None:
+                await in_thread(images.blobs.verify, digest)
         yield header(b"blobs/", b"5", 0o755, 0, 0, 0, 0)
         yield header(b"blobs/sha256/", b"5", 0o755, 0, 0, 0, 0)
         for digest, content in sorted(archive.blobs.items()):

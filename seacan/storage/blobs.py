@@ -13,9 +13,10 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from seacan.errors import InvalidParameter, NotFound, System
 from seacan.storage import digest as digests
@@ -131,7 +132,7 @@ class Blobs:
         except FileNotFoundError:
             raise BlobMissing(f"blob {digest} is missing from {self._sha256}") from None
 
-    def open(self, digest: Digest) -> BinaryIO:
+    def open(self, digest: Digest) -> FileIO:
         """The blob's bytes, unverified: whoever minds hashes what it reads. Raises :class:`BlobMissing`."""
         try:
             return self.path(digest).open("rb", buffering=0)
@@ -147,6 +148,13 @@ class Blobs:
         if digests.of(content) != digest:
             raise DigestMismatch(f"blob {digest} is corrupt: {self.path(digest)} has digest {digests.of(content)}")
         return content
+
+    def verify(self, digest: Digest) -> None:
+        """Read a blob of any size and compare. Raises :class:`BlobMissing`; :class:`System` if its bytes are others."""
+        with self.open(digest) as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if f"sha256:{actual}" != digest:
+            raise System(f"blob {digest} is damaged: {self.path(digest)} has digest sha256:{actual}")
 
     def put(self, content: bytes) -> Digest:
         """Store a small blob."""

@@ -66,6 +66,23 @@ def test_a_truncated_layer_is_named(broken: Daemon, tmp_path: Path) -> None:
     broken.docker("save", "-o", str(tmp_path / "image.tar"), "layered")
 
 
+def test_a_layer_whose_bytes_changed_is_named(broken: Daemon, tmp_path: Path) -> None:
+    blob = blobs(broken)[-1]
+    whole = blob.read_bytes()
+    try:
+        with blob.open("r+b") as file:
+            file.seek(len(whole) // 2)
+            file.write(bytes([whole[len(whole) // 2] ^ 0xFF]))
+        said = refused(broken, "save", "-o", str(tmp_path / "image.tar"), "layered")
+        assert f"blob sha256:{blob.name} is damaged" in said
+        assert list(tmp_path.iterdir()) == []
+        still_works(broken)
+        broken.docker("save", "-o", str(tmp_path / "other.tar"), "busybox")
+    finally:
+        blob.write_bytes(whole)
+    broken.docker("save", "-o", str(tmp_path / "image.tar"), "layered")
+
+
 def test_an_unpacked_layer_that_is_gone_fails_its_image_alone(broken: Daemon, tmp_path: Path) -> None:
     layers = {
         path: path.stat().st_mtime for path in (broken.data_root / "layers").iterdir() if (path / "more").exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from seacan.errors import NotFound, System
+from seacan.images.save import save, select
 from seacan.images.store import Images
 from tests.unit.images.archives import docker_archive, layer, layout_files, pack
 from tests.unit.images.conftest import Load
@@ -93,6 +94,23 @@ async def test_a_damaged_layer_is_told(load_bytes: Load, save_bytes: Save, image
     path.unlink()
     with pytest.raises(NotFound, match=r"blob sha256:.* is missing"):
         await save_bytes("a:1")
+
+
+async def test_a_layer_whose_bytes_changed_is_told_before_the_first_byte(
+    load_bytes: Load, save_bytes: Save, images: Images
+) -> None:
+    (image,) = await load_bytes(docker_archive([ONE], ["a:1"]))
+    await load_bytes(docker_archive([TWO], ["b:1"]))
+    (blob,) = images.layer_blobs(image.id)
+    assert blob is not None
+    path = images.blobs.path(blob.digest)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(System, match=f"^blob {blob.digest} is damaged: {path} has digest sha256:"):
+        await anext(aiter(save(images, select(images, ["a:1"]))))
+    await save_bytes("b:1")
+    path.write_bytes(content)
+    await save_bytes("a:1")
 
 
 async def test_skopeo_reads_it(load_bytes: Load, save_bytes: Save, tmp_path: Path) -> None:
