@@ -487,7 +487,11 @@ class Images:
         """
         names = list(dict.fromkeys(names))
         for name in names:
-            if digests.is_digest(name) and not self._leases[name] and not self._blob_wanted(name):
+            if not digests.is_digest(name):
+                continue
+            if self._blob_wanted(name):
+                self.blobs.settle(Digest(name))
+            elif not self._leases[name]:
                 if resumable:
                     self.blobs.withdraw(Digest(name))
                 else:
@@ -602,8 +606,10 @@ class Images:
             log.error("layer %s is missing from %s: images that need it cannot run", layer.chain_id, layer.path)
         self.snapshots.recover()
         for blob in self.blobs:
-            if not self._blob_wanted(blob):
-                self.blobs.remove(blob)
+            if self._blob_wanted(blob):
+                self.blobs.settle(blob)
+            else:
+                self.blobs.path(blob).unlink(missing_ok=True)  # and not ``remove``: a pull's layer can be resumed
         pending = {layer.chain_id for layer in self.layers.all()}
         while removed := self._remove_layers(sorted(pending)):
             pending -= set(removed)

@@ -301,7 +301,7 @@ class _Partial:
             raise DigestMismatch(f"filesystem layer verification failed for digest {self._descriptor.digest}")
 
     def publish(self) -> None:
-        os.rename(self._path, self._images.blobs.path(self._descriptor.digest))
+        self._images.blobs.publish(self._descriptor.digest)
 
     def forget(self) -> None:
         """What is here is wrong: do not resume it."""

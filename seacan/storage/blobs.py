@@ -173,13 +173,31 @@ class Blobs:
         """Where a download of the blob grows until it is complete; it outlives the process, to be resumed."""
         return self._ingest / f"{digests.hexadecimal(digests.parse(digest))}.partial"
 
+    def publish(self, digest: Digest) -> None:
+        """Make a finished and verified download a blob.
+
+        It keeps its other name until :meth:`settle`: should the daemon die before an image refers to the blob, the
+        next pull finds a download that needs no more than to be finished.
+        """
+        try:
+            os.link(self.partial(digest), self.path(digest))
+        except FileExistsError:
+            os.rename(self.partial(digest), self.path(digest))
+
+    def settle(self, digest: Digest) -> None:
+        """The blob is in use: it need not be known as a download any longer."""
+        self.partial(digest).unlink(missing_ok=True)
+
     def withdraw(self, digest: Digest) -> None:
         """Make a blob a finished but unpublished download again."""
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path(digest), self.partial(digest))
+            self.path(digest).unlink(missing_ok=True)  # rename(2) leaves two names of one file as they are
 
     def remove(self, digest: Digest) -> None:
+        """Forget the blob, also as a download."""
         self.path(digest).unlink(missing_ok=True)
+        self.partial(digest).unlink(missing_ok=True)
 
     def __iter__(self) -> Iterator[Digest]:
         with os.scandir(self._sha256) as entries:

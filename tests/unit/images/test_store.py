@@ -14,6 +14,7 @@ from seacan.errors import Conflict, InvalidParameter, NotFound
 from seacan.images import reference as references
 from seacan.images.listing import inspect, layers_size, prune, summaries
 from seacan.images.store import Images, ImageUser, Removal
+from seacan.storage import digest as digests
 from tests.unit.images.archives import docker_archive, layer
 from tests.unit.images.conftest import EMPTY, Load, folders
 from tests.unit.storage.archives import Entry
@@ -249,6 +250,16 @@ async def test_history_and_inspection(load_bytes: Load, images: Images) -> None:
     assert told["RootFS"] == {"Type": "layers", "Layers": image.config.rootfs.diff_ids}
     assert told["Config"]["Cmd"] == ["sh"] and told["Config"]["Entrypoint"] is None
     assert set(told["GraphDriver"]) == {"Name", "Data"}
+
+
+def test_a_layer_that_had_arrived_is_a_download_again_after_a_crash(images: Images) -> None:
+    digest = digests.of(b"layer")
+    images.blobs.partial(digest).write_bytes(b"layer")
+    images.blobs.publish(digest)
+    assert images.blobs.contains(digest)
+    images.recover()
+    assert not images.blobs.contains(digest)
+    assert images.blobs.partial(digest).read_bytes() == b"layer"
 
 
 async def test_what_nobody_refers_to_is_swept_at_the_next_start(
