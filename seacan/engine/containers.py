@@ -470,15 +470,16 @@ class Containers:
         await engine.networks.forget(container.id)
         with engine.database.transaction():
             engine.database.execute("DELETE FROM containers WHERE id = ?", (container.id,))
-            engine.snapshots.remove(container.id)
             if not volumes:
                 engine.volumes.release(container.id)
         self._forget(container)
         await engine.volumes.detach(container.id, container.record.mounts, remove_anonymous=volumes)
+        # Its files go once nothing says that it exists: a crash before would leave a container without a root.
         try:
+            engine.snapshots.remove(container.id)
             engine.trash.discard(self.folder(container))
         except (OSError, SeacanError) as error:  # what is left is swept at the next start
-            log.warning("container %s is removed, but not its folder: %s", container.id, error)
+            log.warning("container %s is removed, but not all its files: %s", container.id, error)
         for client in container.clients:
             client.close()
         container.clients.clear()

@@ -494,6 +494,7 @@ class Route:
     gateway: Address | None
     table: int
     kind: int
+    metric: int
 
 
 def routes(sock: NetlinkSocket) -> list[Route]:
@@ -512,7 +513,8 @@ def routes(sock: NetlinkSocket) -> list[Route]:
             oif = struct.unpack("=I", found[RTA_OIF])[0] if RTA_OIF in found else 0
             if RTA_TABLE in found:
                 table = struct.unpack("=I", found[RTA_TABLE])[0]
-            result.append(Route(destination, oif, gateway, table, kind))
+            metric = struct.unpack("=I", found[RTA_PRIORITY])[0] if RTA_PRIORITY in found else 0
+            result.append(Route(destination, oif, gateway, table, kind, metric))
     return result
 
 

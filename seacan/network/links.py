@@ -17,7 +17,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,8 @@ from seacan.network.model import (
 
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
 """What the host's end of every routed link is called. The links are no segment: they may all have the same."""
+_NOBODYS = 0x7FFFFFFF
+"""Metric of the routes that refuse a routed network's addresses without a container; by it they are known as ours."""
 
 _CLONE_NEWNET = 0x40000000
 _ADDRESS_TIMEOUT = 5.0
@@ -196,7 +198,7 @@ class Links:
                 address = ipaddress.ip_interface(f"{pool.gateway}/{subnet.max_prefixlen}")
                 messages.append(rt.new_address(found.index, address, replace=True))
             # Addresses without a container are nobody's: they must not leave by the default route.
-            messages.append(rt.new_route(subnet, route_type=rt.RTN_UNREACHABLE, metric=0x7FFFFFFF, replace=True))
+            messages.append(rt.new_route(subnet, route_type=rt.RTN_UNREACHABLE, metric=_NOBODYS, replace=True))
         self._request(*messages)
 
     def _ensure_parent(self, spec: NetworkSpec) -> None:
@@ -252,11 +254,7 @@ class Links:
     def withdraw(self, spec: NetworkSpec) -> None:
         """Remove what :meth:`ensure` made. An interface that was there before us stays, without our mark."""
         if spec.driver == "routed":
-            routes = [
-                rt.delete_route(ipaddress.ip_network(pool.subnet), route_type=rt.RTN_UNREACHABLE, metric=0x7FFFFFFF)
-                for pool in spec.pools
-            ]
-            self.socket.request(routes, ignore=(errno.ESRCH, errno.ENOENT))
+            self._withdraw_unreachable(ipaddress.ip_network(pool.subnet) for pool in spec.pools)
         name = parent_name(spec) if spec.driver in ("macvlan", "ipvlan") else spec.bridge
         found = rt.link(self.socket, name)
         self._indexes.pop(name, None)
@@ -485,6 +483,23 @@ class Links:
                 container.close()
             else:
                 container.detach()
+
+    def _withdraw_unreachable(self, subnets: Iterable[IPNetwork]) -> None:
+        routes = [rt.delete_route(subnet, route_type=rt.RTN_UNREACHABLE, metric=_NOBODYS) for subnet in subnets]
+        if routes:
+            self.socket.request(routes, ignore=(errno.ESRCH, errno.ENOENT))
+
+    def withdraw_orphans(self, networks: Sequence[NetworkSpec]) -> list[IPNetwork]:
+        """Remove the routes of routed networks that are no more, and say which."""
+        known = {ipaddress.ip_network(pool.subnet) for spec in networks for pool in spec.pools}
+        orphans = [
+            route.destination
+            for route in rt.routes(self.socket)
+            if (route.kind, route.metric, route.table) == (rt.RTN_UNREACHABLE, _NOBODYS, rt.RT_TABLE_MAIN)
+            and route.destination not in known
+        ]
+        self._withdraw_unreachable(orphans)
+        return orphans
 
     def orphans(self, networks: Sequence[NetworkSpec], endpoints: Sequence[Endpoint]) -> list[str]:
         """Names of links that carry our mark and belong to nothing known."""

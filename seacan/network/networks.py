@@ -252,7 +252,12 @@ class Networks:
             await self._resume_names(attachment)
         await self._restate()
         await self._restate_fast_path()
-        self._spawn(self._remove_orphans())
+        # They are found before anybody can ask for a network: a link just made is in no list of ours yet.
+        endpoints = [endpoint for one in self._attachments.values() for endpoint in one.endpoints]
+        networks = list(self._networks.values())
+        for subnet in await self._run(self._kernel_links.withdraw_orphans, networks):
+            log.info("removed the route of %s, which belongs to no network", subnet)
+        self._spawn(self._remove_orphans(await self._run(self._kernel_links.orphans, networks, endpoints)))
 
     async def _run(self, function: Callable[..., T], *arguments: object) -> T:
         """Call ``function`` in the thread that speaks netlink."""
@@ -348,16 +353,13 @@ class Networks:
             log.warning("nftables elements are not as expected (%s): writing all of them anew", error)
             await self._restate()
 
-    async def _remove_orphans(self) -> None:
+    async def _remove_orphans(self, names: Sequence[str]) -> None:
         cleaner = self._cleaner
         if cleaner is None:
             return
-        endpoints = [endpoint for one in self._attachments.values() for endpoint in one.endpoints]
-        networks = list(self._networks.values())
-        loop = asyncio.get_running_loop()
-        for name in await loop.run_in_executor(self._cleanup, cleaner.orphans, networks, endpoints):
+        for name in names:
             log.info("removing the link %s, which belongs to nothing", name)
-            await loop.run_in_executor(self._cleanup, cleaner.remove, name)
+            await asyncio.get_running_loop().run_in_executor(self._cleanup, cleaner.remove, name)
 
     def _enable_forwarding(self) -> None:
         """Let the host forward packets. Where it did not before, our rules keep it from forwarding anything else."""

@@ -45,6 +45,8 @@ from seacan.runtime.protocol import (
 
 SHIM = "seacan.runtime.shim:main"
 CLEANUP = "seacan.runtime.maker:clean_up"
+_ATTEMPTS = 10
+"""How often a shim is asked for when the launcher dies under the request: it may be killed again and again."""
 
 Event = Exited | ExecExited | ClientDetached | OutOfMemory
 
@@ -108,7 +110,7 @@ class Task:
     @classmethod
     async def spawn(cls, launcher: Launcher, bundle: Path, on_event: Callable[[Task, Event], None]) -> Task:
         """Have a shim make the container of ``bundle``. Returns when the shim runs. Raises System."""
-        for attempt in range(3):
+        for attempt in range(_ATTEMPTS):
             ours, theirs = packets.pair()
             process: Process | None = None
             try:
@@ -119,7 +121,7 @@ class Task:
                 await _readable(ours)
                 if _ended(ours):
                     ours.close()
-                    if attempt == 2:
+                    if attempt == _ATTEMPTS - 1:
                         raise
                     continue
             except BaseException:

@@ -423,18 +423,19 @@ class Volumes:
             self._emit("volume", "unmount", volume.name, {"container": container, "driver": volume.driver})
 
     async def detach(self, container: str, points: Iterable[MountPoint], *, remove_anonymous: bool = False) -> None:
-        """A container is gone: drop its references, and with ``remove_anonymous`` the volumes it had to itself that
-        were never given a name. A crash before this one removes them at the next start, see :meth:`release`."""
-        self.release(container)
-        if not remove_anonymous:
-            return
-        for point in points:
+        """A container is gone: with ``remove_anonymous`` remove the volumes it had to itself that were never given a
+        name, and drop its references. These go last: what a crash leaves undone is then seen and done by
+        :meth:`recover`."""
+        for point in points if remove_anonymous else ():
             if point.type != "volume" or not point.anonymous:
                 continue
-            try:
-                await self.remove(point.name, force=True)
-            except Conflict:  # another container still has it (--volumes-from)
-                continue
+            async with self._lock(point.name):
+                volume = self.find(point.name)
+                # Another container may still have it (--volumes-from).
+                if volume is not None and set(self.references(point.name)) <= {container}:
+                    await self._remove(volume)
+            self._locks.pop(point.name, None)
+        self.release(container)
 
     def release_all(self, container: str) -> None:
         """Undo of :meth:`attach`, for a container that could not be made: its anonymous volumes go, too.

@@ -187,7 +187,10 @@ class Load:
         call(daemon, "POST", f"/containers/{id}/update", {"Memory": 64 << 20, "MemorySwap": -1})
         call(daemon, "POST", f"/containers/{id}/unpause")
         exec_id = call(daemon, "POST", f"/containers/{id}/exec", {"Cmd": ["cat", "/tmp/mark"], "AttachStdout": True})
-        assert call(daemon, "POST", f"/exec/{exec_id['Id']}/start", {})[8:] == b"x"
+        told = call(daemon, "POST", f"/exec/{exec_id['Id']}/start", {})
+        assert told[8:] in (b"x", b""), (
+            told
+        )  # a crash between the two halves of a start ends the exec with nothing said
         call(daemon, "POST", f"/containers/{id}/restart?t=0")
         call(daemon, "POST", f"/containers/{id}/rename?name=load-{chance.getrandbits(48):x}")
         call(daemon, "POST", f"/containers/{id}/stop?t=0")
@@ -261,7 +264,11 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = 10) -> 
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    """What lies in a folder; one that nobody has needed yet is empty."""
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
 
 
 def check_leftovers(daemon: Daemon) -> None:

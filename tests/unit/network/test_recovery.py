@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -131,6 +132,21 @@ async def test_a_link_of_ours_that_belongs_to_nothing_is_removed_and_no_other(ho
     assert rt.link(host.links, "br-orphan") is None
     assert rt.link(host.links, "br-foreign") is not None
     assert rt.link(host.links, "seacan0") is not None
+
+
+async def test_the_route_of_a_routed_network_that_is_no_more_is_removed_and_no_other(host: Space, start: Start) -> None:
+    first = await start()
+    ipam = IPAM(config=[IPAMConfig(subnet="10.1.0.0/24")])
+    await first.create(NetworkCreateRequest(name="net", driver="routed", ipam=ipam))
+    await first.close()
+    orphan, foreign = ipaddress.ip_network("10.2.0.0/24"), ipaddress.ip_network("10.3.0.0/24")
+    unreachable = rt.RTN_UNREACHABLE
+    host.links.request([rt.new_route(orphan, route_type=unreachable, metric=0x7FFFFFFF)])
+    host.links.request([rt.new_route(foreign, route_type=unreachable, metric=100)])
+    second = await start()
+    await second.recover([])
+    left = {str(route.destination) for route in rt.routes(host.links) if route.kind == unreachable}
+    assert left & {"10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24"} == {"10.1.0.0/24", "10.3.0.0/24"}
 
 
 async def test_a_link_disappears_with_the_containers_namespace(
