@@ -339,8 +339,12 @@ class BuildCache:
         return self.prune(most=max(1, keep + shared))
 
     def recover(self) -> None:
-        """After a start: folders without a row are what a killed build was making."""
+        """After a start: folders without a row are what a killed build was making, and a row without a folder is of one
+        that was being moved to the images' layers."""
         known = {row[0] for row in self._database.execute("SELECT id FROM build_layers")}
+        for id in [id for id in known if not os.path.isdir(self.path(id))]:
+            self._database.execute("DELETE FROM build_layers WHERE id = ?", (id,))
+            known.discard(id)
         for name in os.listdir(self.root / "layers"):
             path = self.root / "layers" / name
             if name not in known:
