@@ -139,22 +139,14 @@ class Daemon:
         return self
 
     def wait_ready(self, timeout: float = 20) -> None:
-        import http.client
-        import socket
-
         deadline = time.monotonic() + timeout
         while True:
             assert self.process is not None
             if self.process.poll() is not None:
                 raise AssertionError(f"seacand ended with {self.process.returncode}:\n{self.log_tail()}")
             try:
-                with contextlib.closing(http.client.HTTPConnection("localhost", timeout=5)) as connection:
-                    connection.sock = socket.socket(socket.AF_UNIX)
-                    connection.sock.settimeout(5)
-                    connection.sock.connect(str(self.socket))
-                    connection.request("GET", "/_ping")
-                    if connection.getresponse().status == 200:
-                        return
+                if self.request("GET", "/_ping", timeout=5)[0] == 200:
+                    return
             except OSError:
                 pass
             if time.monotonic() > deadline:
@@ -237,6 +229,19 @@ class Daemon:
     def out(self, *argv: str, **options: object) -> str:
         """The standard output of a docker command that must succeed, stripped."""
         return self.docker(*argv, **options).stdout.strip()  # type: ignore[arg-type]
+
+    def request(self, method: str, path: str, *, timeout: float = 60) -> tuple[int, bytes]:
+        """Ask the API itself; status and body."""
+        import http.client
+        import socket
+
+        with contextlib.closing(http.client.HTTPConnection("localhost", timeout=timeout)) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(timeout)
+            connection.sock.connect(str(self.socket))
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
 
     def inspect(self, name: str, kind: str = "container") -> dict:  # type: ignore[type-arg]
         return json.loads(self.out("inspect", "--type", kind, name))[0]

@@ -53,19 +53,22 @@ def routes(engine: Engine) -> list[web.RouteDef]:
             all=query_bool(request, "all"),
             shared_size=query_bool(request, "shared-size") and version >= (1, 42),
             count_containers=version >= (1, 51),
+            with_manifests=query_bool(request, "manifests") and version >= (1, 47),
         )
         return json_response([_summary(summary, version) for summary in found])
 
     async def inspect(request: web.Request) -> web.StreamResponse:
-        if "manifests" in request.query and query_bool(request, "manifests") and request.query.get("platform"):
+        version = api_version(request)
+        with_manifests = query_bool(request, "manifests") and version >= (1, 48)
+        if with_manifests and request.query.get("platform"):
             raise InvalidParameter("conflicting options: manifests and platform options cannot both be set")
         image = images.get(_name(request), platform=_platform(request))
-        return json_response(_inspection(listing.inspect(images, image), image, api_version(request)))
+        document = listing.inspect(images, image, with_manifests=with_manifests)
+        return json_response(_inspection(document, image, version))
 
     async def history(request: web.Request) -> web.StreamResponse:
-        name = _name(request)
-        images.get(name, platform=_platform(request))
-        return json_response([msgspec.to_builtins(item) for item in images.history(name)])
+        image = images.get(_name(request), platform=_platform(request))
+        return json_response([msgspec.to_builtins(item) for item in images.history(image)])
 
     async def tag(request: web.Request) -> web.StreamResponse:
         reference = repository_and_tag(request.query.get("repo", ""), request.query.get("tag", ""))
@@ -80,10 +83,11 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         name = _name(request)
         if not name.strip():
             raise InvalidParameter("image name cannot be blank")
-        platforms = [_decode_platform(text) for text in request.query.getall("platforms", [])]
-        for platform in platforms:
-            images.get(name, platform=platform)
-        removals = images.remove(name, force=query_bool(request, "force"), prune=not query_bool(request, "noprune"))
+        force, prune = query_bool(request, "force"), not query_bool(request, "noprune")
+        if platforms := _platforms(request, "platforms"):
+            removals = images.remove_platforms(name, platforms, force=force, prune=prune)
+        else:
+            removals = images.remove(name, force=force, prune=prune)
         return json_response([msgspec.to_builtins(removal) for removal in removals])
 
     async def prune(request: web.Request) -> web.StreamResponse:
@@ -94,14 +98,13 @@ def routes(engine: Engine) -> list[web.RouteDef]:
 
     @cancellable
     async def load_(request: web.Request) -> web.StreamResponse:
-        platforms = [_decode_platform(text) for text in request.query.getall("platform", [])]
-        platform = platforms[0] if platforms else None
+        platforms = _platforms(request, "platform")
         async with _late_stream(request) as stream:
             await load(
                 images,
                 request.content.iter_any(),
                 stream.write,
-                platform=platform,
+                platforms=platforms,
                 quiet=query_bool(request, "quiet", True),
             )
         return finished(request)
@@ -109,8 +112,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
     async def get(request: web.Request) -> web.StreamResponse:
         names = [request.match_info["name"]] if "name" in request.match_info else request.query.getall("names", [])
         names = [part for name in names for part in name.split(",")]
-        platforms = [_decode_platform(text) for text in request.query.getall("platform", [])]
-        selected = select(images, names, platforms[0] if platforms else None)
+        selected = select(images, names, _platforms(request, "platform"))
         return await stream_archive(request, save(images, selected))
 
     @cancellable
@@ -145,6 +147,8 @@ def routes(engine: Engine) -> list[web.RouteDef]:
             # A tag in the name is of no effect.
             reference = msgspec.structs.replace(reference, tag="")
         platform = _platform(request)
+        if platform is not None:
+            engine.distribution.pusher.select(reference, all_tags=all_tags, platform=platform)
         header = request.headers.get("X-Registry-Auth", "")
         if not header and request.can_read_body and (body := await request.read()).strip():
             credentials = msgspec.json.decode(body, type=Credentials)
@@ -252,6 +256,11 @@ def _platform(request: web.Request) -> Platform | None:
     return _decode_platform(text) if text else None
 
 
+def _platforms(request: web.Request, name: str) -> list[Platform]:
+    """A parameter that may be given several times."""
+    return [_decode_platform(text) for text in request.query.getall(name, [])]
+
+
 def _decode_platform(text: str) -> Platform:
     """The API's JSON form."""
     try:
@@ -275,6 +284,8 @@ def repository_and_tag(repository: str, tag: str) -> references.Reference | None
 
 def _summary(summary: listing.Summary, version: tuple[int, int]) -> dict[str, Any]:
     result: dict[str, Any] = msgspec.to_builtins(summary)
+    if version < (1, 48):
+        result.pop("Descriptor", None)
     if version < (1, 44):
         result["VirtualSize"] = summary.size
     if version < (1, 43):
@@ -288,6 +299,8 @@ def _summary(summary: listing.Summary, version: tuple[int, int]) -> dict[str, An
 
 def _inspection(result: dict[str, Any], image: Image, version: tuple[int, int]) -> dict[str, Any]:
     """An inspection as clients of an older API know it."""
+    if version < (1, 48):
+        result.pop("Descriptor", None)
     if version < (1, 50):
         result["Config"] = dict(sorted((result["Config"] | _container_fields(image.config.defaults)).items()))
     if version < (1, 45):

@@ -6,13 +6,13 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from seacan.cli.client import Client
 from seacan.cli.command import Group, command, each, filters, flag, switch
 from seacan.cli.container import confirm, inspect_all, save_stream
-from seacan.cli.output import ago, human_size, local_time, short_id, write_rows
+from seacan.cli.output import ago, human_size, local_time, short_id, tabulate, write_rows
 from seacan.errors import InvalidParameter, System
 
 if TYPE_CHECKING:
@@ -95,14 +95,40 @@ def _images(
     format: str,
     no_trunc: bool,
     quiet: bool,
+    tree: bool,
 ) -> None:
     """List images"""
     asked = filters([*filter, *(f"reference={name}" for name in arguments)])
+    if tree:
+        if digests or format or no_trunc or quiet:
+            raise InvalidParameter("--tree goes with none of --digests, --format, --no-trunc and --quiet")
+        print(tabulate(_tree_rows(client.get("/images/json", all=all, filters=asked, manifests=True))), end="")
+        return
     items = client.get("/images/json", all=all, filters=asked, digests=digests)
     table = r"table {{.Repository}}\t{{.Tag}}" + (r"\t{{.Digest}}" if digests else "") + _TAIL
     with_digests = digests or ".Digest" in format
     rows = [row for item in items for row in image_rows(item, truncate=not no_trunc, digests=with_digests)]
     write_rows(rows, format, table, _HEADERS, quiet="{{.ID}}", is_quiet=quiet)
+
+
+def _tree_rows(images: Iterable[Fetched]) -> list[tuple[str, ...]]:
+    """The images, and below each its platforms, in the columns of docker's tree."""
+    rows: list[tuple[str, ...]] = [("IMAGE", "ID", "DISK USAGE", "CONTENT SIZE", "IN USE")]
+    for image in images:
+        children = [item for item in image.get("Manifests") or [] if item["Kind"] == "image"]
+        content = sum(item["Size"]["Content"] for item in children)
+        *others, last = image["RepoTags"] or ["<untagged>"]
+        used = "yes" if image["Containers"] > 0 else ""
+        rows += [(name, "", "", "", "") for name in others]
+        rows.append((last, short_id(image["Id"]), human_size(image["Size"]), human_size(content), used))
+        for item in children:
+            branch = "└─" if item is children[-1] else "├─"
+            platform = item["ImageData"]["Platform"]
+            name = "/".join(platform[part] for part in ("os", "architecture", "variant") if platform.get(part))
+            used = "yes" if item["ImageData"]["Containers"] else ""
+            sizes = [human_size(item["Size"][kind]) if item["Available"] else "-" for kind in ("Total", "Content")]
+            rows.append((f"{branch} {name}", short_id(item["ID"]), *sizes, used))
+    return rows
 
 
 for _declare in reversed(
@@ -113,6 +139,7 @@ for _declare in reversed(
         flag("format", "Format output using a custom template", default=""),
         switch("no-trunc", "Don't truncate output"),
         switch("quiet", "Only show image IDs", short="q"),
+        switch("tree", "List the platforms of each image below it"),
     )
 ):
     _declare(_images)
@@ -124,11 +151,14 @@ ls = command("ls", "[REPOSITORY[:TAG]]", most=1, complete="image")(_images)
 @flag("format", "Format output using a custom template", default="")
 @switch("human", "Print sizes and dates in human readable format", short="H", default=True)
 @switch("no-trunc", "Don't truncate output")
+@flag("platform", "Show history for the given platform", default="")
 @switch("quiet", "Only show image IDs", short="q")
-def history(client: Client, arguments: list[str], *, format: str, human: bool, no_trunc: bool, quiet: bool) -> None:
+def history(
+    client: Client, arguments: list[str], *, format: str, human: bool, no_trunc: bool, platform: str, quiet: bool
+) -> None:
     """Show the history of an image"""
     rows = []
-    for item in client.get(f"/images/{arguments[0]}/history"):
+    for item in client.get(f"/images/{arguments[0]}/history", platform=json_platform(platform)):
         line = item["CreatedBy"].replace("\t", " ")
         short = line if no_trunc or len(line) <= 45 else f"{line[:44]}…"
         rows.append(
@@ -149,9 +179,11 @@ def history(client: Client, arguments: list[str], *, format: str, human: bool, n
 
 @command("inspect", "IMAGE [IMAGE...]", least=1, complete="image")
 @flag("format", "Format output using a custom template", short="f", default="")
-def inspect(client: Client, arguments: list[str], *, format: str) -> None:
+@flag("platform", "Inspect the image of the given platform", default="")
+def inspect(client: Client, arguments: list[str], *, format: str, platform: str) -> None:
     """Display detailed information on one or more images"""
-    inspect_all(arguments, lambda name: client.get(f"/images/{name}/json"), format)
+    wanted = json_platform(platform)
+    inspect_all(arguments, lambda name: client.get(f"/images/{name}/json", platform=wanted), format)
 
 
 # --- change --------------------------------------------------------------------------------------------------------
@@ -166,17 +198,22 @@ def tag(client: Client, arguments: list[str]) -> None:
     client.post(f"/images/{arguments[0]}/tag", repo=repository, tag=label or "latest")
 
 
-def _remove(client: Client, arguments: list[str], *, force: bool, no_prune: bool) -> None:
+def _remove(client: Client, arguments: list[str], *, force: bool, no_prune: bool, platform: list[str]) -> None:
     """Remove one or more images"""
+    platforms = [json_platform(text) for text in platform]
 
     def one(image: str) -> str:
-        done = client.delete(f"/images/{image}", force=force, noprune=no_prune)
+        done = client.delete(f"/images/{image}", force=force, noprune=no_prune, platforms=platforms)
         return "\n".join(f"{kind}: {name}" for entry in done for kind, name in entry.items())
 
     each(arguments, one)
 
 
-for _declare in (switch("no-prune", "Do not delete untagged parents"), switch("force", "Force removal", short="f")):
+for _declare in (
+    flag("platform", "Remove only the given platform", many=True),
+    switch("no-prune", "Do not delete untagged parents"),
+    switch("force", "Force removal", short="f"),
+):
     _declare(_remove)
 rmi = command("rmi", "IMAGE [IMAGE...]", least=1, complete="image")(_remove)
 rm = command("rm", "IMAGE [IMAGE...]", least=1, complete="image")(_remove)
@@ -438,18 +475,22 @@ def search(client: Client, arguments: list[str], *, filter: list[str], format: s
 
 @command("load", exactly=0)
 @flag("input", "Read from tar archive file, instead of STDIN", short="i", default="")
+@flag("platform", "Load only the given platform", many=True)
 @switch("quiet", "Suppress the load output", short="q")
-def load(client: Client, arguments: list[str], *, input: str, quiet: bool) -> None:
+def load(client: Client, arguments: list[str], *, input: str, platform: list[str], quiet: bool) -> None:
     """Load an image from a tar archive or STDIN"""
     if not input and sys.stdin.isatty():
         raise InvalidParameter("requested load from stdin, but stdin is empty")
     with _source(input) as file:
-        load_archive(client, file, quiet=quiet)
+        load_archive(client, file, platforms=platform, quiet=quiet)
 
 
-def load_archive(client: Client, file: IO[bytes], *, quiet: bool = False) -> None:
+def load_archive(client: Client, file: IO[bytes], *, platforms: Sequence[str] = (), quiet: bool = False) -> None:
     """Send an archive to the daemon and show what it loaded."""
-    query = {"quiet": "1" if quiet or not sys.stdout.isatty() else "0"}
+    query = {
+        "quiet": "1" if quiet or not sys.stdout.isatty() else "0",
+        "platform": [json_platform(text) for text in platforms],
+    }
     headers = {"Content-Type": "application/x-tar"}
     with client.request("POST", "/images/load", query, body=file, headers=headers) as response:
         show_progress(response.json_lines())
@@ -466,10 +507,11 @@ def _source(path: str) -> IO[bytes]:
 
 @command("save", "IMAGE [IMAGE...]", least=1, complete="image")
 @flag("output", "Write to a file, instead of STDOUT", short="o", default="")
-@flag("platform", "Save only the given platform", default="")
-def save(client: Client, arguments: list[str], *, output: str, platform: str) -> None:
+@flag("platform", "Save only the given platform", many=True)
+def save(client: Client, arguments: list[str], *, output: str, platform: list[str]) -> None:
     """Save one or more images to a tar archive (streamed to STDOUT by default)"""
-    with client.request("GET", "/images/get", {"names": arguments, "platform": json_platform(platform)}) as response:
+    query = {"names": arguments, "platform": [json_platform(text) for text in platform]}
+    with client.request("GET", "/images/get", query) as response:
         save_stream(response.chunks(), output, "cowardly refusing to save to a terminal. Use the -o flag or redirect")
 
 

@@ -9,13 +9,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType, field
 
 from seacan.errors import Conflict, InvalidParameter, NotFound, SeacanError, System
 from seacan.images import config as image_config
 from seacan.images.config import ImageDefaults, format_time
+from seacan.images.indexes import Entry
+from seacan.images.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Platform, decode
 from seacan.images.reference import Reference
 from seacan.images.store import Image, Images, Removal, matches
 from seacan.storage.digest import Digest
+from seacan.storage.layers import Layer
 
 Filters = Mapping[str, Sequence[str]]
 
@@ -35,6 +39,43 @@ class Summary(msgspec.Struct, rename="pascal"):
     repo_tags: list[str]
     shared_size: int
     size: int
+    descriptor: Descriptor | UnsetType = UNSET
+    manifests: list[ManifestSummary] | UnsetType = UNSET
+
+
+class ContentSize(msgspec.Struct, rename="pascal", frozen=True):
+    """``content`` is bytes of the blobs that are here, ``total`` with what is unpacked of them."""
+
+    content: int
+    total: int
+
+
+class UnpackedSize(msgspec.Struct, rename="pascal", frozen=True):
+    unpacked: int
+
+
+class ImageData(msgspec.Struct, rename="pascal", frozen=True):
+    """What is known of a platform's image; ``containers`` are IDs, None for none."""
+
+    platform: Platform
+    size: UnpackedSize
+    containers: list[str] | None
+
+
+class AttestationData(msgspec.Struct, rename={"about": "For"}, frozen=True):
+    about: Digest
+
+
+class ManifestSummary(msgspec.Struct, rename="pascal", frozen=True, kw_only=True):
+    """Docker's ``ImageManifestSummary``: one manifest of what an image's name means."""
+
+    id: Digest = field(name="ID")
+    descriptor: Descriptor
+    available: bool
+    size: ContentSize
+    kind: str
+    image_data: ImageData | UnsetType = UNSET
+    attestation_data: AttestationData | UnsetType = UNSET
 
 
 def summaries(
@@ -44,8 +85,12 @@ def summaries(
     all: bool = False,
     shared_size: bool = False,
     count_containers: bool = False,
+    with_manifests: bool = False,
 ) -> list[Summary]:
-    """The images, newest first. Raises :class:`InvalidParameter` for filters dockerd does not know."""
+    """The images, newest first; those of other platforms that a name means as well count as part of its image.
+
+    Raises :class:`InvalidParameter` for filters dockerd does not know.
+    """
     filters = filters or {}
     check_filters(filters, LIST_FILTERS)
     dangling = boolean_filter(filters, "dangling")
@@ -71,6 +116,9 @@ def summaries(
         if not label_filter(image, filters):
             continue
         names = images.references(id)
+        if not names and images.is_held(id):
+            continue
+        relatives = images.relatives(id)
         if patterns:
             names = [name for name in names if any(matches(pattern, name) for pattern in patterns)]
         if not names:
@@ -84,15 +132,17 @@ def summaries(
             (
                 image.created,
                 Summary(
-                    sum(1 for _ in images.users(id)) if count_containers else -1,
+                    sum(1 for member in relatives for _ in images.users(member)) if count_containers else -1,
                     image.created // 1_000_000_000,
                     id,
                     image.config.defaults.labels,
                     image.parent,
                     [name.familiar for name in names if name.digest],
                     [name.familiar for name in names if name.tag],
-                    sharing.shared(image) if sharing else -1,
-                    image.size,
+                    sharing.shared(relatives) if sharing else -1,
+                    sum(layer.size for layer in _layers(images, relatives)) if len(relatives) > 1 else image.size,
+                    descriptor(images, image) or UNSET,
+                    manifest_summaries(images, image) if with_manifests else UNSET,
                 ),
             )
         )
@@ -108,10 +158,69 @@ class _Sharing:
         rows = images.database.execute("SELECT chain_id, COUNT(*) FROM image_layers GROUP BY chain_id").fetchall()
         self._uses: dict[str, int] = dict(rows)
 
-    def shared(self, image: Image) -> int:
-        return sum(
-            layer.size for layer in self._images.layers.stack(image.chain_id) if self._uses.get(layer.chain_id, 0) > 1
-        )
+    def shared(self, ids: Sequence[Digest]) -> int:
+        return sum(layer.size for layer in _layers(self._images, ids) if self._uses.get(layer.chain_id, 0) > 1)
+
+
+def _layers(images: Images, ids: Sequence[Digest]) -> list[Layer]:
+    """The layers of some images, each once."""
+    stacks = [images.layers.stack(images.get(id).chain_id) for id in ids]
+    return list({layer.chain_id: layer for stack in stacks for layer in stack}.values())
+
+
+def descriptor(images: Images, image: Image) -> Descriptor | None:
+    """What points at the index or manifest that the image's name means; None for an image that never had one."""
+    for digest in [*images.sources(image.id), *([image.manifest] if image.manifest else ())]:
+        try:
+            content = images.blobs.read(digest)
+            document = decode(content, f"manifest {digest}")
+        except SeacanError:
+            continue
+        usual = OCI_INDEX if isinstance(document, Index) else OCI_MANIFEST
+        return Descriptor(media_type=document.media_type or usual, digest=digest, size=len(content))
+    return None
+
+
+def manifest_summaries(images: Images, image: Image) -> list[ManifestSummary]:
+    """Every manifest of the indexes that the image's names mean, or its own; each once."""
+    found: dict[str, ManifestSummary] = {}
+    for source in images.sources(image.id):
+        if not images.indexes.members(source):
+            continue
+        try:
+            entries = images.indexes.entries(source)
+        except SeacanError:
+            continue  # a damaged index is told of where it is used
+        for entry in entries:
+            if entry.kind != "index":
+                found.setdefault(entry.descriptor.digest, _manifest_summary(images, entry))
+    if found:
+        return list(found.values())
+    pointer = descriptor(images, image)
+    if pointer is None:  # never in an archive nor in a registry: there is nothing but the configuration
+        pointer = Descriptor(media_type=OCI_CONFIG, digest=image.id, size=images.blobs.size(image.id))
+    pointer = msgspec.structs.replace(pointer, platform=image.platform)
+    config = Descriptor(digest=image.id, size=images.blobs.size(image.id))
+    blobs = [Descriptor(digest=blob.digest, size=blob.size) for blob in images.layer_blobs(image.id) if blob]
+    return [_manifest_summary(images, Entry(pointer, "image", image.id, [config, *blobs], True, None))]
+
+
+def _manifest_summary(images: Images, entry: Entry) -> ManifestSummary:
+    blobs = {blob.digest: blob.size for blob in (entry.descriptor, *entry.content)}
+    content = sum(size for digest, size in blobs.items() if images.blobs.contains(Digest(digest)))
+    image = images.get(entry.image) if entry.image else None
+    unpacked = image.size if image else 0
+    users = [user.container_id for user in images.users(image.id)] if image else []
+    platform = entry.descriptor.platform or (image.platform if image else Platform())
+    return ManifestSummary(
+        id=entry.descriptor.digest,
+        descriptor=entry.descriptor,
+        available=entry.available,
+        size=ContentSize(content, content + unpacked),
+        kind=entry.kind,
+        image_data=ImageData(platform, UnpackedSize(unpacked), users or None) if entry.kind == "image" else UNSET,
+        attestation_data=AttestationData(entry.attests) if entry.attests else UNSET,
+    )
 
 
 def layers_size(images: Images) -> int:
@@ -120,13 +229,16 @@ def layers_size(images: Images) -> int:
     return int(row[0])
 
 
-def inspect(images: Images, image: Image) -> dict[str, Any]:
+def inspect(images: Images, image: Image, *, with_manifests: bool = False) -> dict[str, Any]:
     """Docker's ``ImageInspect`` as of API 1.51; older ones are the API's to make of it."""
     config = image.config
+    tags, names_of_digests = image.tags, image.digests
+    if not tags and not names_of_digests:
+        tags, names_of_digests = images.names_held(image.id)
     result: dict[str, Any] = {
         "Id": image.id,
-        "RepoTags": image.tags,
-        "RepoDigests": image.digests,
+        "RepoTags": tags,
+        "RepoDigests": names_of_digests,
         "Parent": image.parent,
         "Comment": config.comment or (config.history[-1].comment if config.history else ""),
     }
@@ -144,6 +256,10 @@ def inspect(images: Images, image: Image) -> dict[str, Any]:
     result["Metadata"] = {
         "LastTagTime": format_time(image.last_tagged) if image.last_tagged else "0001-01-01T00:00:00Z"
     }
+    if (pointer := descriptor(images, image)) is not None:
+        result["Descriptor"] = msgspec.to_builtins(pointer)
+    if with_manifests:
+        result["Manifests"] = [msgspec.to_builtins(item) for item in manifest_summaries(images, image)]
     result["Config"] = inspect_defaults(config.defaults)
     return result
 
@@ -192,7 +308,7 @@ def prune(images: Images, filters: Filters | None = None) -> tuple[list[Removal]
             continue
         if not label_filter(image, filters):
             continue
-        if any(True for _ in images.users(id)):
+        if images.is_held(id) or any(True for member in images.relatives(id) for _ in images.users(member)):
             continue
         names = images.references(id)
         if dangling and (any(name.tag for name in names) or images.children(id)):

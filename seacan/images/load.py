@@ -23,7 +23,9 @@ from seacan.images import config as image_config
 from seacan.images import manifest as manifests
 from seacan.images import progress
 from seacan.images import reference as references
+from seacan.images.config import ImageConfig
 from seacan.images.feed import Feed
+from seacan.images.indexes import attestations, kind_of
 from seacan.images.manifest import Descriptor, Index, Manifest, Platform
 from seacan.images.progress import Report, short_id
 from seacan.images.store import Image, Images, LayerBlob, Lease
@@ -38,6 +40,7 @@ from seacan.storage.threads import in_thread, in_thread_until
 
 _BATCH = 1 << 20
 _MEMBER_LIMIT = 100_000
+_NESTING = 4
 _BLOB_FOLDER = "blobs/sha256/"
 
 
@@ -58,12 +61,23 @@ class _Member(msgspec.Struct):
     staged: asyncio.Task[Staged] | None = None
 
 
+class _Found(msgspec.Struct, frozen=True):
+    """A manifest of a layout with its configuration, and the indexes it is in, outermost first."""
+
+    digest: Digest
+    manifest: Manifest
+    config: bytes
+    described: ImageConfig
+    indexes: tuple[Digest, ...]
+    parent: Index | None
+
+
 class Loader:
     """One load. Use :func:`load`."""
 
-    def __init__(self, images: Images, platform: Platform | None, report: Report) -> None:
+    def __init__(self, images: Images, platforms: Sequence[Platform], report: Report) -> None:
         self._images = images
-        self._platform = platform
+        self._platforms = platforms
         self._report = report
         self._loop = asyncio.get_running_loop()
         self._members: dict[str, _Member] = {}
@@ -173,7 +187,7 @@ class Loader:
     # --- making sense of it -----------------------------------------------------------------------------------------
 
     async def _make_images(self, lease: Lease) -> list[Image]:
-        if "manifest.json" in self._members:
+        if "manifest.json" in self._members and not self._has_indexes():
             return await self._load_docker(lease)
         if "index.json" in self._members:
             return await self._load_layout(lease)
@@ -182,10 +196,7 @@ class Loader:
         )
 
     async def _load_docker(self, lease: Lease) -> list[Image]:
-        try:
-            listing = msgspec.json.decode(self._document("manifest.json"), type=list[_ArchiveImage])
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise InvalidParameter(f"manifest.json is malformed: {error}") from error
+        listing = self._listing()
         original = self._manifests_by_config()
         loaded: list[Image] = []
         parents: list[tuple[Image, str]] = []
@@ -193,9 +204,9 @@ class Loader:
             config = self._document(item.config)
             document = image_config.decode(config, f"configuration {item.config!r}")
             _check_os(document.os)
-            if self._platform is not None and not Platform(
-                document.os, document.architecture, document.variant
-            ).satisfies(self._platform):
+            if self._platforms and not any(
+                manifests.platform_of(document).satisfies(wanted) for wanted in self._platforms
+            ):
                 continue
             names = item.layers or []
             if len(names) != len(document.rootfs.diff_ids):
@@ -233,6 +244,12 @@ class Loader:
             await self._report(progress.stream(line))
         return loaded
 
+    def _listing(self) -> list[_ArchiveImage]:
+        try:
+            return msgspec.json.decode(self._document("manifest.json"), type=list[_ArchiveImage])
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise InvalidParameter(f"manifest.json is malformed: {error}") from error
+
     def _link_parent(self, image: Image, parent: str) -> None:
         """Believe the archive about a parent only if it is here and its layers are the image's lowest."""
         if not parent or parent == image.id or parent not in self._images.ids():
@@ -247,62 +264,118 @@ class Loader:
             raise InvalidParameter("index.json is not an image index")
         loaded: list[Image] = []
         for descriptor in index.manifests:
-            found = self._find_manifest(descriptor, self._platform or manifests.host_platform(), 0)
-            if found is None:
+            found = self._find_manifests(descriptor)
+            images = [await self._load_manifest(item, lease) for item in found]
+            if not images:
                 continue
-            digest, manifest = found
-            config = self._blob(manifest.config, "image configuration")
-            document = image_config.decode(config, f"configuration {manifest.config.digest}")
-            _check_os(document.os)
-            names = [_BLOB_FOLDER + digests.hexadecimal(layer.digest) for layer in manifest.layers]
-            for layer, name in zip(manifest.layers, names, strict=True):
-                self._check_size(layer, self._member(name))
-            if len(names) != len(document.rootfs.diff_ids):
-                raise InvalidParameter(
-                    f"invalid manifest, layers length mismatch: expected {len(names)}, "
-                    f"got {len(document.rootfs.diff_ids)}"
-                )
-            blobs = [LayerBlob(layer.digest, layer.size, layer.media_type) for layer in manifest.layers]
-            lease.add(digest)
-            await self._ensure_layers(document.rootfs.diff_ids, names, blobs, lease)
-            image = self._images.register(config, blobs, manifest=digest)
+            with self._images.database.transaction():
+                for image, item in zip(images, found, strict=True):
+                    if item.indexes:
+                        attachments = [*item.indexes, *self._attestations(item, lease)]
+                        self._images.indexes.record(descriptor.digest, image.id, item.digest, attachments)
+            here = manifests.host_platform()
+            first = next((image for image in images if image.platform.satisfies(here)), images[0])
             annotations = descriptor.annotations or {}
             text = annotations.get("io.containerd.image.name") or annotations.get(
                 "org.opencontainers.image.ref.name", ""
             )
             reference = _annotated_reference(text)
             if reference is not None:
-                await self._set_tag(image, reference)
+                await self._set_tag(first, reference, source=descriptor.digest)
                 await self._report(progress.stream(f"Loaded image: {reference.familiar}\n"))
             else:
-                self._output.append(f"Loaded image ID: {image.id}\n")
-            loaded.append(image)
-            self._images.log_event("load", image.id, image.id)
+                self._output.append(f"Loaded image ID: {first.id}\n")
+            loaded += [first, *(image for image in images if image is not first)]
+            self._images.log_event("load", first.id, first.id)
         if not loaded:
             self._nothing_fits()
+        if "manifest.json" in self._members:
+            parents = {digests.of(self._document(item.config)): item.parent for item in self._listing()}
+            for image in loaded:
+                self._link_parent(image, parents.get(image.id, ""))
         for line in self._output:
             await self._report(progress.stream(line))
         return loaded
 
+    async def _load_manifest(self, found: _Found, lease: Lease) -> Image:
+        manifest, document = found.manifest, found.described
+        _check_os(document.os)
+        names = [_BLOB_FOLDER + digests.hexadecimal(layer.digest) for layer in manifest.layers]
+        for layer, name in zip(manifest.layers, names, strict=True):
+            self._check_size(layer, self._member(name))
+        if len(names) != len(document.rootfs.diff_ids):
+            raise InvalidParameter(
+                f"invalid manifest, layers length mismatch: expected {len(names)}, got {len(document.rootfs.diff_ids)}"
+            )
+        blobs = [LayerBlob(layer.digest, layer.size, layer.media_type) for layer in manifest.layers]
+        lease.add(found.digest, *found.indexes)
+        await self._ensure_layers(document.rootfs.diff_ids, names, blobs, lease)
+        return self._images.register(found.config, blobs, manifest=found.digest)
+
+    def _has_indexes(self) -> bool:
+        """Whether the archive is a layout too, with an index in it: what ``manifest.json`` cannot describe."""
+        if "index.json" not in self._members:
+            return False
+        index = manifests.decode(self._document("index.json"), "index.json")
+        return isinstance(index, Index) and any(
+            descriptor.media_type in manifests.INDEX_TYPES and self._holds(descriptor) for descriptor in index.manifests
+        )
+
+    def _holds(self, descriptor: Descriptor) -> bool:
+        return _BLOB_FOLDER + digests.hexadecimal(descriptor.digest) in self._members
+
     def _nothing_fits(self) -> None:
-        if self._platform is not None:
-            raise InvalidParameter(f"requested platform ({self._platform}) not found: image might be filtered out")
+        if self._platforms:
+            wanted = ", ".join(map(str, self._platforms))
+            raise InvalidParameter(f"requested platform ({wanted}) not found: image might be filtered out")
         raise InvalidParameter("archive holds no image for this platform")
 
-    def _find_manifest(self, descriptor: Descriptor, wanted: Platform, depth: int) -> tuple[Digest, Manifest] | None:
-        """The manifest behind a descriptor, through nested indexes; None where nothing fits the platform."""
-        if depth > 4:
+    def _find_manifests(self, descriptor: Descriptor) -> list[_Found]:
+        """The manifests behind a descriptor of ``index.json`` that are wanted: of an index, all that are here."""
+        found = self._manifests_below(descriptor, (), None)
+        if not self._platforms:
+            return found
+        chosen: dict[Digest, _Found] = {}
+        for wanted in self._platforms:
+            exact = wanted.normalised().variant
+            fitting = [item for item in found if manifests.platform_of(item.described).satisfies(wanted)]
+            fitting.sort(key=lambda item: manifests.platform_of(item.described).normalised().variant != exact)
+            for item in fitting[:1]:
+                chosen[item.digest] = item
+        return list(chosen.values())
+
+    def _manifests_below(
+        self, descriptor: Descriptor, indexes: tuple[Digest, ...], parent: Index | None
+    ) -> list[_Found]:
+        if len(indexes) > _NESTING:
             raise InvalidParameter(f"index {descriptor.digest}: indexes are nested too deeply")
-        if _BLOB_FOLDER + digests.hexadecimal(descriptor.digest) not in self._members and depth:
-            return None  # a layout may hold some platforms only
+        if parent is not None and not self._holds(descriptor):
+            return []  # a layout may hold some platforms only
         document = manifests.decode(self._blob(descriptor, "manifest"), f"manifest {descriptor.digest}")
         if isinstance(document, Index):
-            for inner in manifests.choose(document, wanted):
-                found = self._find_manifest(inner, wanted, depth + 1)
-                if found is not None:
-                    return found
-            return None
-        return descriptor.digest, document
+            inner = [item for item in document.manifests if kind_of(item) in ("image", "index")]
+            below = (*indexes, descriptor.digest)
+            return [found for item in inner for found in self._manifests_below(item, below, document)]
+        if parent is not None and not all(self._holds(blob) for blob in (document.config, *document.layers)):
+            return []
+        config = self._blob(document.config, "image configuration")
+        described = image_config.decode(config, f"configuration {document.config.digest}")
+        if parent is not None and described.os not in ("", "linux"):
+            return []
+        return [_Found(descriptor.digest, document, config, described, indexes, parent)]
+
+    def _attestations(self, found: _Found, lease: Lease) -> set[Digest]:
+        """The blobs of an image's attestations that are in the archive."""
+        kept: set[Digest] = set()
+        for descriptor in attestations(found.parent, found.digest) if found.parent else ():
+            if not self._holds(descriptor):
+                continue
+            document = manifests.decode(self._blob(descriptor, "attestation"), f"manifest {descriptor.digest}")
+            if isinstance(document, Manifest):
+                blobs = [blob for blob in (document.config, *document.layers) if self._holds(blob)]
+                kept |= {descriptor.digest, *(blob.digest for blob in blobs)}
+        lease.add(*kept)
+        return kept
 
     def _manifests_by_config(self) -> dict[str, tuple[Digest, Manifest]]:
         """The OCI manifests of an archive that is both docker-archive and layout, by their configuration."""
@@ -349,8 +422,10 @@ class Loader:
         with self._images.blobs.open(digest) as file:
             return await self._images.layers.unpack(file.fileno(), f"layer {name}")
 
-    async def _set_tag(self, image: Image, reference: references.Reference) -> None:
-        previous = self._images.add_tag(image.id, reference)
+    async def _set_tag(self, image: Image, reference: references.Reference, *, source: Digest | None = None) -> None:
+        if source is not None and self._images.keeps_platform(image.id, reference, source):
+            return
+        previous = self._images.add_tag(image.id, reference, source=source)
         if previous is not None:
             await self._report(
                 progress.stream(
@@ -426,10 +501,10 @@ async def load(
     body: AsyncIterator[bytes],
     report: Report,
     *,
-    platform: Platform | None = None,
+    platforms: Sequence[Platform] = (),
     quiet: bool = False,
 ) -> list[Image]:
-    """Load all images of an archive, compressed or not; the list is in the archive's order.
+    """Load all images of an archive, compressed or not, or those for ``platforms``; the list is in its order.
 
     ``report`` gets Docker's messages (without the bars if ``quiet``). Raises :class:`InvalidParameter` when the archive
     is at fault, naming the entry; then no image was made of the part that is.
@@ -441,7 +516,7 @@ async def load(
 
     with images.lease() as lease:
         try:
-            return await Loader(images, platform, audible).run(body, lease)
+            return await Loader(images, platforms, audible).run(body, lease)
         finally:
             held = lease.names()
             lease.release()

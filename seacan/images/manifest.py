@@ -13,7 +13,7 @@ import msgspec
 from msgspec import field
 
 from seacan.errors import InvalidParameter
-from seacan.images.config import LAYER_LIMIT
+from seacan.images.config import LAYER_LIMIT, ImageConfig
 from seacan.storage.digest import Digest, is_digest
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -69,6 +69,11 @@ class Platform(msgspec.Struct, omit_defaults=True, frozen=True):
         if mine.os != other.os or mine.architecture != other.architecture:
             return False
         return mine.variant == other.variant or not wanted.variant or (not mine.variant and not other.variant)
+
+
+def platform_of(config: ImageConfig) -> Platform:
+    """What a configuration says that its image is for."""
+    return Platform(config.os, config.architecture, config.variant, config.os_version)
 
 
 def host_platform() -> Platform:

@@ -32,42 +32,43 @@ _OCI_TYPES = {
 
 
 class _Selected(msgspec.Struct):
+    """An image and the names it is asked for under; ``others`` are the images of its index to put beside it."""
+
     image: Image
     references: list[Reference]
+    others: list[Image]
+    whole: bool
+    """Whether an index the image came in goes along, rather than its own manifest alone."""
 
 
-def select(images: Images, names: Sequence[str], platform: Platform | None = None) -> list[_Selected]:
+def select(images: Images, names: Sequence[str], platforms: Sequence[Platform] = ()) -> list[_Selected]:
     """The images that ``names`` mean, each once; a repository's name alone means all its tags.
 
-    Raises :class:`NotFound`.
+    Of an index that is all that is here of it, or what is here for ``platforms``; for one platform it is that image's
+    manifest alone. Raises :class:`NotFound`.
     """
     selected: dict[Digest, _Selected] = {}
 
-    def add(id: Digest, reference: Reference | None) -> None:
-        found = selected.get(id)
-        if found is None:
-            found = selected[id] = _Selected(images.get(id), [])
-            if platform is not None and not found.image.platform.satisfies(platform):
-                raise NotFound(
-                    f"image with reference {reference.familiar if reference else id} was found but its platform "
-                    f"({found.image.platform}) does not match the specified platform ({platform})"
-                )
+    def add(name: str, reference: Reference | None) -> None:
+        wanted = {image.id: image for image in _wanted(images, name, platforms)}
+        first, *others = wanted.values()
+        found = selected.setdefault(first.id, _Selected(first, [], others, len(platforms) != 1))
         if reference is not None and reference not in found.references:
             found.references.append(reference)
 
     for name in names:
         if references.is_identifier(name) or digests.is_digest(name):
-            add(images.resolve(name), None)
+            add(name, None)
             continue
         reference = references.parse(name)
         if reference.name_only:
             tagged = images.tags_of(reference)
-            for tagged_id, tag in tagged:
-                add(tagged_id, tag)
+            for _, tag in tagged:
+                add(tag.familiar, tag)
             if tagged:
                 continue
-        elif (id := images.lookup(reference)) is not None:
-            add(id, reference if reference.tag and not reference.digest else None)
+        elif images.lookup(reference) is not None:
+            add(name, reference if reference.tag and not reference.digest else None)
             continue
         try:
             add(images.resolve(name), None)
@@ -76,11 +77,23 @@ def select(images: Images, names: Sequence[str], platform: Platform | None = Non
     return list(selected.values())
 
 
+def _wanted(images: Images, name: str, platforms: Sequence[Platform]) -> list[Image]:
+    try:
+        return [images.get(name, platform=platform) for platform in platforms] or [
+            images.get(id) for id in images.family(name)
+        ]
+    except NotFound as error:
+        if platforms and images.resolve(name):
+            raise NotFound(f"no suitable export target found: {error.message}") from None
+        raise
+
+
 async def save(images: Images, selected: Sequence[_Selected]) -> AsyncIterator[bytes]:
     """The archive, piece by piece, of images chosen with :func:`select`."""
     archive = _Archive(images)
     for chosen in selected:
-        await ensure_archives(images, chosen.image.id)
+        for image in (chosen.image, *chosen.others):
+            await ensure_archives(images, image.id)
     with images.lease() as lease:
         plan = [archive.plan(item) for item in selected]
         for digest in archive.blobs:
@@ -141,7 +154,38 @@ class _Archive:
         """What goes into ``blobs/``; None: copied from the store."""
 
     def plan(self, item: _Selected) -> _Planned:
+        """Add what an image needs, and say how the archive's own documents are to name it."""
         image = item.image
+        own, layers = self._add_image(image)
+        beside = [self._add_image(other)[0].digest for other in item.others]
+        sources = {reference: self._images.source(reference) for reference in item.references} if item.whole else {}
+        indexes = {source: self._add_index(source, {own.digest, *beside}) for source in sources.values() if source}
+        item.references.sort(key=str)
+        listing = {
+            "Config": f"blobs/sha256/{digests.hexadecimal(image.id)}",
+            "RepoTags": [reference.familiar for reference in item.references] or None,
+            "Layers": [f"blobs/sha256/{digests.hexadecimal(layer.digest)}" for layer in layers],
+            "LayerSources": {
+                diff_id: Descriptor(media_type=_oci_type(layer), size=layer.size, digest=layer.digest)
+                for diff_id, layer in zip(image.config.rootfs.diff_ids, layers, strict=True)
+            },
+        }
+        if image.parent and any(other == image.parent for other in self._images.ids()):
+            listing["Parent"] = image.parent
+        descriptors = [
+            msgspec.structs.replace(
+                indexes.get(sources.get(reference) or own.digest) or own,
+                annotations={
+                    "io.containerd.image.name": str(reference),
+                    "org.opencontainers.image.ref.name": reference.tag,
+                },
+            )
+            for reference in item.references
+        ] or [own]
+        top = digests.hexadecimal(layers[-1].digest) if layers else digests.hexadecimal(image.id)
+        return _Planned(image.id, descriptors, listing, item.references, top)
+
+    def _add_image(self, image: Image) -> tuple[Descriptor, list[LayerBlob]]:
         config = self._images.blobs.read(image.id)
         layers: list[LayerBlob] = []
         for position, blob in enumerate(self._images.layer_blobs(image.id)):
@@ -155,36 +199,23 @@ class _Archive:
         self.blobs[image.id] = config
         for layer in layers:
             self.blobs[layer.digest] = None
-        media_type = manifests.OCI_MANIFEST
-        decoded = manifests.decode(manifest, f"manifest {digest}")
-        if decoded.media_type:
-            media_type = decoded.media_type
-        item.references.sort(key=str)
-        diff_ids = image.config.rootfs.diff_ids
-        listing = {
-            "Config": f"blobs/sha256/{digests.hexadecimal(image.id)}",
-            "RepoTags": [reference.familiar for reference in item.references] or None,
-            "Layers": [f"blobs/sha256/{digests.hexadecimal(layer.digest)}" for layer in layers],
-            "LayerSources": {
-                diff_id: Descriptor(media_type=_oci_type(layer), size=layer.size, digest=layer.digest)
-                for diff_id, layer in zip(diff_ids, layers, strict=True)
-            },
-        }
-        if image.parent and any(other == image.parent for other in self._images.ids()):
-            listing["Parent"] = image.parent
-        descriptor = Descriptor(media_type=media_type, digest=digest, size=len(manifest))
-        descriptors = [
-            msgspec.structs.replace(
-                descriptor,
-                annotations={
-                    "io.containerd.image.name": str(reference),
-                    "org.opencontainers.image.ref.name": reference.tag,
-                },
-            )
-            for reference in item.references
-        ] or [descriptor]
-        top = digests.hexadecimal(layers[-1].digest) if layers else digests.hexadecimal(image.id)
-        return _Planned(image.id, descriptors, listing, item.references, top)
+        media_type = manifests.decode(manifest, f"manifest {digest}").media_type or manifests.OCI_MANIFEST
+        return Descriptor(media_type=media_type, digest=digest, size=len(manifest)), layers
+
+    def _add_index(self, source: Digest, chosen: set[Digest]) -> Descriptor | None:
+        """Add an index, those in it, and the attestations of the chosen manifests; None where it is no index."""
+        if not self._images.indexes.members(source):
+            return None
+        for entry in self._images.indexes.entries(source):
+            digest = entry.descriptor.digest
+            if entry.kind == "index":
+                self.blobs[digest] = self._images.blobs.read(digest)
+            elif entry.attests in chosen and entry.available:
+                for blob in (entry.descriptor, *entry.content):
+                    self.blobs[blob.digest] = self._images.blobs.read(blob.digest)
+        content = self.blobs[source] = self._images.blobs.read(source)
+        media_type = manifests.decode(content, f"index {source}").media_type or manifests.OCI_INDEX
+        return Descriptor(media_type=media_type, digest=source, size=len(content))
 
     def _manifest(self, image: Image, config: bytes, layers: Sequence[LayerBlob]) -> tuple[bytes, Digest]:
         """The manifest the image came with, if it still describes what is kept; or else a new one."""

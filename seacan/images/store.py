@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import msgspec
 
 from seacan.errors import Conflict, InvalidParameter, NotFound, SeacanError, System
 from seacan.images import config as image_config
+from seacan.images import indexes
 from seacan.images import reference as references
 from seacan.images.config import ImageConfig
-from seacan.images.manifest import Platform, parse_platform
+from seacan.images.indexes import Indexes
+from seacan.images.manifest import Platform, host_platform, parse_platform, platform_of
 from seacan.images.progress import short_id
 from seacan.images.reference import Reference
 from seacan.storage import digest as digests
@@ -77,6 +79,7 @@ _SCHEMA = (
     ) WITHOUT ROWID;
     CREATE INDEX image_digests_by_image ON image_digests (image);
     """,
+    indexes.SCHEMA,
 )
 
 
@@ -107,7 +110,7 @@ class Image(msgspec.Struct, frozen=True):
 
     @property
     def platform(self) -> Platform:
-        return Platform(self.config.os, self.config.architecture, self.config.variant, self.config.os_version)
+        return platform_of(self.config)
 
 
 class ImageUser(msgspec.Struct, frozen=True):
@@ -169,38 +172,101 @@ class Images:
         self._leases: Counter[str] = Counter()
         self._configs: dict[str, ImageConfig] = {}
         database.migrate("images", _SCHEMA)
+        self.indexes = Indexes(database, blobs)
 
     # --- finding ----------------------------------------------------------------------------------------------------
 
     def get(self, name: str, *, platform: Platform | str | None = None) -> Image:
         """The image called ``name``: a reference, an ID, or the beginning of one that fits no other image.
 
-        Raises :class:`NotFound`, also where the image is for another platform than the one asked for (``linux/arm64``),
-        and :class:`InvalidParameter`, in dockerd's words.
+        ``platform`` (``linux/arm64``) chooses among the images of the index that the name means. Raises
+        :class:`NotFound`, also where none is for that platform, and :class:`InvalidParameter`, in dockerd's words.
         """
-        image = self._load(self.resolve(name))
-        if platform:
-            wanted = parse_platform(platform) if isinstance(platform, str) else platform
-            if not image.platform.satisfies(wanted):
+        if not platform:
+            return self._load(self.resolve(name))
+        wanted = parse_platform(platform) if isinstance(platform, str) else platform
+        family = [self._load(id) for id in self.family(name)]
+        fitting = [image for image in family if image.platform.satisfies(wanted)]
+        if not fitting:
+            if len(family) > 1:
                 raise NotFound(
-                    f"image with reference {name} was found but its platform ({image.platform}) does not match the "
-                    f"specified platform ({wanted})"
+                    f"image with reference {name} was found but does not provide the specified platform ({wanted})"
                 )
-        return image
+            raise NotFound(
+                f"image with reference {name} was found but its platform ({family[0].platform}) does not match the "
+                f"specified platform ({wanted})"
+            )
+        variant = wanted.normalised().variant
+        return min(fitting, key=lambda image: image.platform.normalised().variant != variant)
 
     def resolve(self, name: str) -> Digest:
         """Like :meth:`get`, the ID alone."""
+        return self._find(name)[0]
+
+    def family(self, name: str) -> list[Digest]:
+        """The images that ``name`` means: the one that it means without a platform, then the others of its index."""
+        id, source = self._find(name)
+        return [id, *(member for member in self.indexes.members(source) if member != id)] if source else [id]
+
+    def _find(self, name: str) -> tuple[Digest, Digest | None]:
+        """An ID, and what the name was set from, if it is a name."""
         if references.is_identifier(name):
             name = f"sha256:{name}"
         if digests.is_digest(name):
             if self.known(name):
-                return Digest(name)
+                return Digest(name), None
+            if (found := self._by_manifest(name.removeprefix("sha256:"))) is not None:
+                return found, None
             raise NotFound(f"No such image: {name}")
         reference = references.parse(name)
-        found = self.lookup(reference) or self._by_prefix(name)
-        if found is None:
-            raise NotFound(f"No such image: {reference.with_default_tag().familiar}")
-        return found
+        if (found := self.lookup(reference)) is not None:
+            return found, self.source(reference)
+        if (found := self._by_prefix(name)) is not None:
+            return found, None
+        raise NotFound(f"No such image: {reference.with_default_tag().familiar}")
+
+    def source(self, reference: Reference) -> Digest | None:
+        """The digest of the index or manifest that a name was set from."""
+        if reference.digest:
+            return Digest(reference.digest)
+        row = self.database.execute(
+            "SELECT source FROM image_tags WHERE name = ? AND tag = ?",
+            (reference.name, reference.with_default_tag().tag),
+        ).fetchone()
+        return Digest(row[0]) if row and row[0] else None
+
+    def sources(self, id: Digest) -> list[Digest]:
+        """What the image's names were set from."""
+        rows = self.database.execute(
+            "SELECT source FROM image_tags WHERE image = ?1 AND source IS NOT NULL "
+            "UNION SELECT digest FROM image_digests WHERE image = ?1",
+            (id,),
+        )
+        return [Digest(row[0]) for row in rows]
+
+    def was_published(self, manifest: Digest) -> bool:
+        """Whether a manifest is known under this digest elsewhere: to a registry, or in an index."""
+        return bool(
+            self.database.execute(
+                "SELECT EXISTS (SELECT 1 FROM image_digests WHERE digest = ?1) "
+                "OR EXISTS (SELECT 1 FROM image_indexes WHERE manifest = ?1)",
+                (manifest,),
+            ).fetchone()[0]
+        )
+
+    def relatives(self, id: Digest) -> list[Digest]:
+        """The image and the unnamed ones that its names mean as well."""
+        others = {member for source in self.sources(id) for member in self.indexes.members(source)} - {id}
+        return [id, *sorted(other for other in others if not self.references(other))]
+
+    def names_held(self, id: Digest) -> tuple[list[str], list[str]]:
+        """The tags and digests, familiar, that mean an index which the image is of."""
+        names = sorted((_reference(*row) for row in self.indexes.names_held(id)), key=str)
+        return [name.familiar for name in names if name.tag], [name.familiar for name in names if name.digest]
+
+    def is_held(self, id: Digest) -> bool:
+        """Whether an image without names is there because a name means the index that it is of."""
+        return bool(self.indexes.names_held(id)) and not self.references(id)
 
     def lookup(self, reference: Reference) -> Digest | None:
         """The ID a normalised reference points at; the digest counts where it has both tag and digest."""
@@ -221,6 +287,19 @@ class Images:
             return None
         rows = self.database.execute(
             "SELECT id FROM images WHERE id >= ? AND id < ? LIMIT 2", (f"sha256:{prefix}", f"sha256:{prefix}g")
+        ).fetchall()
+        if not rows:
+            return self._by_manifest(prefix)
+        return Digest(rows[0][0]) if len(rows) == 1 else None
+
+    def _by_manifest(self, prefix: str) -> Digest | None:
+        """The image whose manifest's digest begins so: what ``docker images --tree`` shows for a platform."""
+        if not re.fullmatch(r"[0-9a-f]{1,64}", prefix, re.ASCII):
+            return None
+        rows = self.database.execute(
+            "SELECT id FROM images WHERE manifest >= ?1 AND manifest < ?2 "
+            "UNION SELECT image FROM image_indexes WHERE manifest >= ?1 AND manifest < ?2 LIMIT 2",
+            (f"sha256:{prefix}", f"sha256:{prefix}g"),
         ).fetchall()
         return Digest(rows[0][0]) if len(rows) == 1 else None
 
@@ -380,12 +459,15 @@ class Images:
 
     def tag(self, name: str, reference: Reference) -> None:
         """Let ``reference`` point at the image called ``name``, whatever it pointed at before."""
-        id = self.resolve(name)
-        self.add_tag(id, reference)
+        id, source = self._find(name)
+        self.add_tag(id, reference, source=source)
         self.log_event("tag", id, reference.with_default_tag().familiar)
 
-    def add_tag(self, id: Digest, reference: Reference) -> Digest | None:
-        """Set a tag without an event; gives the ID it pointed at before, if another."""
+    def add_tag(self, id: Digest, reference: Reference, *, source: Digest | None = None) -> Digest | None:
+        """Set a tag without an event; gives the ID it pointed at before, if another.
+
+        ``source`` is the index or manifest that the image came in, where the tag is to mean that.
+        """
         if reference.digest:
             raise InvalidParameter("refusing to create a tag with a digest reference")
         if reference.familiar_name == "sha256":
@@ -394,10 +476,22 @@ class Images:
         with self.database.transaction():
             previous = self.lookup(reference)
             self.database.execute(
-                "INSERT OR REPLACE INTO image_tags VALUES (?, ?, ?)", (reference.name, reference.tag, id)
+                "INSERT OR REPLACE INTO image_tags (name, tag, image, source) VALUES (?, ?, ?, ?)",
+                (reference.name, reference.tag, id, source),
             )
             self.database.execute("UPDATE images SET last_tagged = ? WHERE id = ?", (time.time_ns(), id))
         return previous if previous != id else None
+
+    def keeps_platform(self, id: Digest, reference: Reference, source: Digest) -> bool:
+        """Whether a name that means the index ``source`` should go on meaning another image of it than ``id``.
+
+        So it is when that one is this host's and ``id`` is not: who pulls a second platform still runs the first.
+        """
+        current = self.lookup(reference)
+        if current is None or current == id or self.source(reference) != source:
+            return False
+        here = host_platform()
+        return self._load(current).platform.satisfies(here) and not self._load(id).platform.satisfies(here)
 
     def add_digest(self, id: Digest, reference: Reference) -> None:
         """Record that the repository ``reference`` names knows the image under the digest ``reference`` carries."""
@@ -413,12 +507,62 @@ class Images:
         Raises :class:`Conflict` when containers, children or other names stand in the way.
         """
         id = self.resolve(name)
-        names = self.references(id)
+        if self._by_manifest(name.removeprefix("sha256:")) == id and not self.references(id):
+            name = id
+        sources = self.sources(id)
         removals: list[Removal] = []
+        self._remove(id, name, removals, force=force, prune=prune)
+        for source in sources:
+            self._release(source, removals, force=force)
+        return removals
+
+    def remove_platforms(
+        self, name: str, platforms: Sequence[Platform], *, force: bool = False, prune: bool = True
+    ) -> list[Removal]:
+        """Remove the images for these platforms alone; the name goes with the last one.
+
+        Raises as :meth:`remove` does.
+        """
+        unwanted = dict.fromkeys(self.get(name, platform=platform).id for platform in platforms)
+        source = self._find(name)[1]
+        removals: list[Removal] = []
+        for member in unwanted:
+            left = [other for other in self.family(name) if other != member]
+            if not left or source is None:
+                return [*removals, *self.remove(name, force=force, prune=prune)]
+            named = self.database.execute("SELECT COUNT(*) FROM image_tags WHERE source = ?", (source,)).fetchone()[0]
+            if named > 1 and not force:
+                raise Conflict(
+                    "Content will be removed from all images referencing this variant. Use --force to force delete."
+                )
+            self._check_conflict(member, active=False, stopped=not force)
+            with self.database.transaction():
+                for table, column in (("image_tags", "source"), ("image_digests", "digest")):
+                    self.database.execute(
+                        f"UPDATE {table} SET image = ? WHERE {column} = ? AND image = ?",  # noqa: S608
+                        (left[0], source, member),
+                    )
+            if self.references(member):  # names of its own
+                self.database.execute("DELETE FROM image_indexes WHERE digest = ? AND image = ?", (source, member))
+            else:
+                self._delete(member, removals, force=force, prune=prune, quiet=False)
+        return removals
+
+    def _release(self, source: Digest, removals: list[Removal], *, force: bool) -> None:
+        """Remove the images that were here only because of an index that no name means any longer."""
+        if self.indexes.is_named(source):
+            return
+        for member in self.indexes.members(source):
+            if not self.references(member) and not self.is_held(member):
+                with contextlib.suppress(Conflict):
+                    self._delete(member, removals, force=force, prune=True, quiet=True)
+
+    def _remove(self, id: Digest, name: str, removals: list[Removal], *, force: bool, prune: bool) -> None:
+        names = self.references(id)
         quiet = False
         if not _is_id_prefix(id, name):
             if not force and _is_single(names):
-                user = next(iter(self.users(id)), None)
+                user = next((user for member in self.relatives(id) for user in self.users(member)), None)
                 if user is not None:
                     raise Conflict(
                         f'conflict: unable to remove repository reference "{name}" (must force) - container '
@@ -435,7 +579,7 @@ class Images:
                     self._untag(other, removals)
                     names.remove(other)
             if names:
-                return removals
+                return
             quiet = True
         elif _is_single(names):
             self._check_conflict(id, active=False, stopped=not force)
@@ -443,7 +587,6 @@ class Images:
                 self._untag(other, removals)
                 self.log_event("untag", id, id)
         self._delete(id, removals, force=force, prune=prune, quiet=quiet)
-        return removals
 
     def _delete(self, id: Digest, removals: list[Removal], *, force: bool, prune: bool, quiet: bool) -> None:
         try:
@@ -472,6 +615,8 @@ class Images:
         documents = {row[0] for row in self.database.execute("SELECT digest FROM image_digests WHERE image = ?", (id,))}
         if image and image[0]:
             documents.add(image[0])
+        rows_of_index = self.database.execute("SELECT manifest FROM image_indexes WHERE image = ?", (id,))
+        documents |= {row[0] for row in rows_of_index} | self.indexes.attachments(id)
         self.database.execute("DELETE FROM images WHERE id = ?", (id,))
         self._configs.pop(id, None)
         removed = self._remove_layers(ChainID(row[0]) for row in rows)
@@ -480,10 +625,10 @@ class Images:
                 self.blobs.remove(Digest(blob))
         return removed
 
-    def collect(self, names: Iterable[str], *, resumable: bool = False) -> None:
+    def collect(self, names: Iterable[str], *, resumable: Collection[str] = ()) -> None:
         """Remove those of the named blobs and layers that nothing needs: what an operation brought and did not use.
 
-        With ``resumable`` the blobs are kept for a while as downloads that need no more than to be finished.
+        Blobs in ``resumable`` are kept for a while as downloads that need no more than to be finished.
         """
         names = list(dict.fromkeys(names))
         for name in names:
@@ -492,7 +637,7 @@ class Images:
             if self._blob_wanted(name):
                 self.blobs.settle(Digest(name))
             elif not self._leases[name]:
-                if resumable:
+                if name in resumable:
                     self.blobs.withdraw(Digest(name))
                 else:
                     self.blobs.remove(Digest(name))
@@ -527,7 +672,9 @@ class Images:
             self.database.execute(
                 "SELECT EXISTS (SELECT 1 FROM images WHERE id = ?1 OR manifest = ?1) "
                 "OR EXISTS (SELECT 1 FROM image_layers WHERE blob = ?1) "
-                "OR EXISTS (SELECT 1 FROM image_digests WHERE digest = ?1)",
+                "OR EXISTS (SELECT 1 FROM image_digests WHERE digest = ?1) "
+                "OR EXISTS (SELECT 1 FROM image_indexes WHERE manifest = ?1) "
+                "OR EXISTS (SELECT 1 FROM image_attachments WHERE blob = ?1)",
                 (blob,),
             ).fetchone()[0]
         )
@@ -572,9 +719,8 @@ class Images:
         attributes["name"] = name
         self.emit("image", action, id, attributes)
 
-    def history(self, name: str) -> list[HistoryItem]:
+    def history(self, image: Image) -> list[HistoryItem]:
         """How the image came about, newest step first."""
-        image = self.get(name)
         layers = list(reversed(self.layers.stack(image.chain_id)))
         items: list[HistoryItem] = []
         used = 0

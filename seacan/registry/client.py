@@ -319,6 +319,16 @@ class Repository:
                 return False
             raise
 
+    async def has_manifest(self, digest: Digest) -> bool:
+        try:
+            url = f"{self.endpoint.url}/v2/{self.path}/manifests/{digest}"
+            async with await self.request("HEAD", url, (200,), headers={"Accept": ACCEPTED}):
+                return True
+        except RegistryError as error:
+            if error.answer == 404:
+                return False
+            raise
+
     async def mount(self, digest: Digest, source: str) -> str | None:
         """Take a blob over from the repository ``source`` (a path); None if that worked, or an upload's address."""
         url = f"{self.endpoint.url}/v2/{self.path}/blobs/uploads/?mount={digest}&from={quote(source)}"

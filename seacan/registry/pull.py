@@ -16,6 +16,7 @@ from seacan.errors import InvalidParameter, NotFound, SeacanError, System
 from seacan.images import config as image_config
 from seacan.images import manifest as manifests
 from seacan.images import progress
+from seacan.images.indexes import attestations
 from seacan.images.manifest import Descriptor, Index, Manifest, Platform
 from seacan.images.progress import Report, short_id
 from seacan.images.reference import Reference
@@ -94,6 +95,8 @@ class _Pull:
         self._report = report
         self._platform = platform
         self.begun = False
+        self._layers: set[str] = set()
+        """Blobs that are worth keeping, unfinished or not, for the next attempt."""
 
     async def run(self, reference: Reference, *, all_tags: bool) -> list[Image]:
         if not all_tags:
@@ -121,26 +124,32 @@ class _Pull:
         before = self._images.lookup(reference)
         with self._images.lease() as lease:
             try:
-                image = await self._pull_manifest(reference, content, digest, lease)
+                image, new = await self._pull_manifest(reference, content, digest, lease)
             finally:
                 held = lease.names()
                 lease.release()
-                self._images.collect(held, resumable=True)
+                self._images.collect(held, resumable=self._layers)
         await self._report(progress.status(f"Digest: {digest}"))
         name = reference.familiar
         self._images.emit(
             "image", "pull", name, {**(image.config.defaults.labels or {}), "name": reference.familiar_name}
         )
-        return image, before != image.id
+        return image, new if self._images.lookup(reference) == before else True
 
-    async def _pull_manifest(self, reference: Reference, content: bytes, digest: Digest, lease: Lease) -> Image:
-        top = content
+    async def _pull_manifest(
+        self, reference: Reference, content: bytes, digest: Digest, lease: Lease
+    ) -> tuple[Image, bool]:
+        """The image, and whether it was not here before."""
+        indexes: list[bytes] = []
+        attached: list[Descriptor] = []
         document = manifests.decode(content, f"manifest {digest}")
         manifest_digest = digest
         for _ in range(_NESTING):
             if isinstance(document, Manifest):
                 break
+            indexes.append(content)
             chosen = self._choose(document, reference)
+            attached = attestations(document, chosen.digest)
             content, _, manifest_digest = await self._downloads.retry(
                 partial(self._repository.fetch_manifest, chosen.digest)
             )
@@ -156,7 +165,12 @@ class _Pull:
             raise InvalidParameter(
                 f"unsupported media type {document.config.media_type}: {reference.familiar} is an artifact and no image"
             )
-        lease.add(manifest_digest, digest, document.config.digest, *(layer.digest for layer in document.layers))
+        lease.add(
+            manifest_digest,
+            *map(digests.of, indexes),
+            document.config.digest,
+            *(layer.digest for layer in document.layers),
+        )
         config = await self._config(document.config)
         described = image_config.decode(config, f"configuration {document.config.digest}")
         self._check_platform(described, reference)
@@ -168,18 +182,56 @@ class _Pull:
         for layer in document.layers:
             if not layer.media_type.startswith(_LAYER_TYPES) and layer.media_type:
                 raise InvalidParameter(f"unsupported layer media type {layer.media_type[:100]!r}")
-        if not self._complete(document, described):
-            await self._pull_layers(document.layers, described.rootfs.diff_ids, lease)
-        self._images.blobs.put(content)
-        if digest != manifest_digest:
-            self._images.blobs.put(top)
+        known = self._images.known(document.config.digest)
+        async with Group() as group:
+            attachments = group.create_task(self._attestations(attached, lease))
+            if not self._complete(document, described):
+                await self._pull_layers(document.layers, described.rootfs.diff_ids, lease)
+        for document_bytes in (*indexes, content):
+            self._images.blobs.put(document_bytes)
         blobs = [LayerBlob(layer.digest, layer.size, layer.media_type) for layer in document.layers]
         with self._images.database.transaction():
             image = self._images.register(config, blobs, manifest=manifest_digest)
-            self._images.add_digest(image.id, reference.digested(digest))
-            if reference.tag and not reference.digest:
-                self._images.add_tag(image.id, reference)
-        return self._images.get(image.id)
+            if indexes:
+                kept = [*map(digests.of, indexes), *attachments.result()]
+                self._images.indexes.record(digest, image.id, manifest_digest, kept)
+            for name in [reference.digested(digest), *([reference] if reference.tag and not reference.digest else ())]:
+                if self._images.keeps_platform(image.id, name, digest):
+                    continue
+                if name.digest:
+                    self._images.add_digest(image.id, name)
+                else:
+                    self._images.add_tag(image.id, name, source=digest)
+        return self._images.get(image.id), not known
+
+    async def _attestations(self, descriptors: Sequence[Descriptor], lease: Lease) -> set[Digest]:
+        """Fetch what attests the image; gives the blobs it is. An image runs without them, so a failure is logged."""
+        found: set[Digest] = set()
+        for descriptor in descriptors:
+            try:
+                found |= await self._attestation(descriptor, lease)
+            except SeacanError as error:
+                log.warning("attestation %s is left out: %s", descriptor.digest, error.message)
+        return found
+
+    async def _attestation(self, descriptor: Descriptor, lease: Lease) -> set[Digest]:
+        lease.add(descriptor.digest)
+        if not self._images.blobs.contains(descriptor.digest):
+            content, _, _ = await self._downloads.retry(partial(self._repository.fetch_manifest, descriptor.digest))
+            self._images.blobs.put(content)
+        document = manifests.decode(self._images.blobs.read(descriptor.digest), f"manifest {descriptor.digest}")
+        if not isinstance(document, Manifest):
+            raise InvalidParameter("it is an index")
+        wanted = [document.config, *document.layers]
+        if sum(blob.size for blob in wanted) > DOCUMENT_LIMIT:
+            raise InvalidParameter(f"it is larger than {DOCUMENT_LIMIT} bytes")
+        for blob in wanted:
+            lease.add(blob.digest)
+            if not self._images.blobs.contains(blob.digest):
+                self._images.blobs.put(
+                    await self._downloads.retry(partial(self._repository.blob, blob.digest, DOCUMENT_LIMIT))
+                )
+        return {descriptor.digest, *(blob.digest for blob in wanted)}
 
     def _complete(self, manifest: Manifest, config: image_config.ImageConfig) -> bool:
         """Whether the image is here already, with every layer and archive."""
@@ -213,7 +265,7 @@ class _Pull:
     def _check_platform(self, config: image_config.ImageConfig, reference: Reference) -> None:
         if config.os and config.os != "linux":
             raise InvalidParameter(f'image operating system "{config.os}" cannot be used on this platform')
-        offered = Platform(config.os, config.architecture, config.variant)
+        offered = manifests.platform_of(config)
         if self._platform is not None and not offered.satisfies(self._platform):
             raise NotFound(
                 f"image with reference {reference.familiar} was found but its platform ({offered}) does not match "
@@ -226,6 +278,7 @@ class _Pull:
         """Fetch and unpack what is missing, all at once; commit from the lowest up."""
         chain = digests.chain_ids(diff_ids)
         lease.add(*chain)
+        self._layers.update(layer.digest for layer in layers)
         async with contextlib.AsyncExitStack() as open_downloads:
             downloads: list[Download | None] = []
             for layer, chain_id in zip(layers, chain, strict=True):

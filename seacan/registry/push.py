@@ -1,8 +1,8 @@
 """``docker push``: an image to its registry, with Docker's progress messages to the letter.
 
-What was pulled is sent byte for byte, under the same digests. What the registry has is not sent again: known by HEAD,
-or mounted from another repository of the same registry. Layers kept uncompressed are compressed once, and the
-compressed archive takes the place of the other.
+What was pulled is sent byte for byte, under the same digests: an index with all that it refers to, if that is here or
+in the registry already. What the registry has is not sent again: known by HEAD, or mounted from another repository of
+the same registry. Layers made here and kept uncompressed are compressed once, and replaced by that.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from seacan.errors import NotFound, SeacanError, System
 from seacan.images import manifest as manifests
 from seacan.images import progress
 from seacan.images.commit import ensure_archives
+from seacan.images.indexes import Entry
 from seacan.images.manifest import Descriptor, Manifest, Platform
 from seacan.images.progress import Report, short_id
 from seacan.images.reference import Reference
@@ -60,6 +61,22 @@ class Pusher:
         Raises in dockerd's words; the first message is out before the registry is asked.
         """
         await report(progress.status(f"The push refers to repository [{reference.name}]"))
+        tagged = self.select(reference, all_tags=all_tags, platform=platform)
+        failure: SeacanError | None = None
+        for repository in self.registries.repositories(reference, credentials, push=True):
+            try:
+                await repository.ping()
+                attempt = _Push(self, repository, report)
+                return [await attempt.run(id, tag, index=platform is None) for id, tag in tagged]
+            except Unreachable as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
+
+    def select(
+        self, reference: Reference, *, all_tags: bool, platform: Platform | None
+    ) -> list[tuple[Digest, Reference]]:
+        """What a push would send: images, and the tags they go under. Raises :class:`NotFound`."""
         tagged = self.images.tags_of(reference)
         if not tagged:
             raise NotFound(f"An image does not exist locally with the tag: {reference.familiar_name}")
@@ -68,22 +85,9 @@ class Pusher:
             tagged = [(id, tag) for id, tag in tagged if tag.tag == wanted.tag]
             if not tagged:
                 raise NotFound(f"tag does not exist: {wanted.familiar}")
-        for id, tag in tagged:
-            image = self.images.get(id)
-            if platform is not None and not image.platform.satisfies(platform):
-                raise NotFound(
-                    f"image with reference {tag.familiar} was found but its platform ({image.platform}) does not match "
-                    f"the specified platform ({platform})"
-                )
-        failure: SeacanError | None = None
-        for repository in self.registries.repositories(reference, credentials, push=True):
-            try:
-                await repository.ping()
-                return [await _Push(self, repository, report).run(id, tag) for id, tag in tagged]
-            except Unreachable as error:
-                failure = failure or error
-        assert failure is not None
-        raise failure
+        if platform is not None:
+            return [(self.images.get(tag.familiar, platform=platform).id, tag) for _, tag in tagged]
+        return tagged
 
 
 class _Push:
@@ -93,7 +97,67 @@ class _Push:
         self._repository = repository
         self._report = report
 
-    async def run(self, id: Digest, reference: Reference) -> Digest:
+    async def run(self, id: Digest, reference: Reference, *, index: bool) -> Digest:
+        """Push one tag: with ``index`` the index it means, if all of that is here or there, and else one image."""
+        source = self._images.source(reference) if index else None
+        if source is None or not self._images.indexes.members(source):
+            return await self._push_image(id, reference)
+        content = self._images.blobs.read(source)
+        entries = self._images.indexes.entries(source)
+        missing = [entry for entry in entries if not entry.available]
+        for entry in missing:
+            if not await self._repository.has_manifest(entry.descriptor.digest):
+                break
+        else:
+            return await self._push_index(id, reference, content, [entry for entry in entries if entry.available])
+        digest = await self._push_image(id, reference)
+        selected = self._images.get(id)
+        await self._report(
+            {
+                "progressDetail": {},
+                "aux": {
+                    "manifestPushedInsteadOfIndex": True,
+                    "originalIndex": _described(content, source),
+                    "selectedManifest": _described(self._images.blobs.read(digest), digest)
+                    | {"platform": msgspec.to_builtins(selected.platform)},
+                },
+            }
+        )
+        return digest
+
+    async def _push_index(self, id: Digest, reference: Reference, content: bytes, entries: Sequence[Entry]) -> Digest:
+        """Push an index and all that it refers to, every byte as it came."""
+        source = digests.of(content)
+        with self._images.lease() as lease:
+            lease.add(source, *(blob.digest for entry in entries for blob in (entry.descriptor, *entry.content)))
+            blobs = {
+                blob.digest: LayerBlob(blob.digest, blob.size, blob.media_type)
+                for entry in entries
+                if entry.kind != "index"
+                for blob in entry.content
+            }
+            for blob in blobs.values():
+                await self._report(progress.step(short_id(blob.digest), "Preparing"))
+            slots = asyncio.Semaphore(max(1, self._pusher.slots()))
+            async with Group() as group:
+                for blob in blobs.values():
+                    group.create_task(self._send_retried(short_id(blob.digest), blob, slots))
+            for entry in entries:
+                inner = self._images.blobs.read(entry.descriptor.digest)
+                kind = str(_described(inner, entry.descriptor.digest)["mediaType"])
+                await self._repository.put_manifest(entry.descriptor.digest, kind, inner)
+            await self._repository.put_manifest(reference.tag, str(_described(content, source)["mediaType"]), content)
+            self._images.add_digest(id, reference.digested(source))
+        await self._tell(self._images.get(id), reference, source, len(content))
+        return source
+
+    async def _tell(self, image: Image, reference: Reference, digest: Digest, size: int) -> None:
+        await self._report(progress.status(f"{reference.tag}: digest: {digest} size: {size}"))
+        await self._report({"progressDetail": {}, "aux": {"Tag": reference.tag, "Digest": digest, "Size": size}})
+        attributes = {**(image.config.defaults.labels or {}), "name": reference.familiar_name}
+        self._images.emit("image", "push", reference.familiar, attributes)
+
+    async def _push_image(self, id: Digest, reference: Reference) -> Digest:
         """Push one image under one tag."""
         await ensure_archives(self._images, id)
         with self._images.lease() as lease:
@@ -106,9 +170,10 @@ class _Push:
             slots = asyncio.Semaphore(max(1, self._pusher.slots()))
             for diff_id in list(reversed(diff_ids))[self._pusher.slots() :]:
                 await self._report(progress.step(short_id(diff_id), "Waiting"))
+            as_it_came = image.manifest is not None and self._images.was_published(image.manifest)
             async with Group() as group:
                 tasks = [
-                    group.create_task(self._push_layer(diff_id, blob, slots, lease))
+                    group.create_task(self._push_layer(diff_id, blob, slots, lease, as_it_came))
                     for diff_id, blob in reversed(list(zip(diff_ids, blobs, strict=True)))
                 ]
             layers = [task.result() for task in reversed(tasks)]
@@ -121,12 +186,7 @@ class _Push:
             self._images.add_digest(id, reference.digested(digest))
             held = lease.names()
         self._images.collect(held)
-        await self._report(progress.status(f"{reference.tag}: digest: {digest} size: {len(content)}"))
-        await self._report(
-            {"progressDetail": {}, "aux": {"Tag": reference.tag, "Digest": digest, "Size": len(content)}}
-        )
-        attributes = {**(image.config.defaults.labels or {}), "name": reference.familiar_name}
-        self._images.emit("image", "push", reference.familiar, attributes)
+        await self._tell(image, reference, digest, len(content))
         return digest
 
     def _manifest(self, image: Image, config: bytes, layers: Sequence[LayerBlob]) -> tuple[bytes, str, Digest]:
@@ -165,18 +225,23 @@ class _Push:
     # --- layers -----------------------------------------------------------------------------------------------------
 
     async def _push_layer(
-        self, diff_id: DiffID, blob: LayerBlob | None, slots: asyncio.Semaphore, lease: Lease
+        self, diff_id: DiffID, blob: LayerBlob | None, slots: asyncio.Semaphore, lease: Lease, as_it_came: bool
     ) -> LayerBlob:
         label = short_id(diff_id)
         if blob is None:
             raise System(f"layer {diff_id} has no archive to push")
-        async with slots:
-            if blob.media_type in _PLAIN:
+        if blob.media_type in _PLAIN and not as_it_came:
+            async with slots:
                 blob = await self._compress(blob, lease)
+        await self._send_retried(label, blob, slots)
+        return blob
+
+    async def _send_retried(self, label: str, blob: LayerBlob, slots: asyncio.Semaphore) -> None:
+        async with slots:
             for attempt in range(1, self._pusher.attempts + 1):
                 try:
                     await self._send_layer(label, blob)
-                    return blob
+                    return
                 except (Unreachable, RegistryError) as error:
                     if attempt == self._pusher.attempts or (isinstance(error, RegistryError) and not error.temporary):
                         raise
@@ -187,7 +252,6 @@ class _Push:
                     words = f"Retrying in {whole} second{'s' if whole != 1 else ''}"
                     await self._report(progress.step(label, words))
                     await asyncio.sleep(wait)
-        raise AssertionError("unreachable")
 
     async def _send_layer(self, label: str, blob: LayerBlob) -> None:
         repository = self._repository
@@ -261,6 +325,13 @@ class _Push:
 
         digest, size = await in_thread(compress)
         return LayerBlob(digest, size, manifests.DOCKER_LAYER_GZIP)
+
+
+def _described(content: bytes, digest: Digest) -> dict[str, object]:
+    """A manifest's or index's descriptor as JSON."""
+    document = manifests.decode(content, f"manifest {digest}")
+    usual = manifests.OCI_MANIFEST if isinstance(document, Manifest) else manifests.OCI_INDEX
+    return {"mediaType": document.media_type or usual, "digest": digest, "size": len(content)}
 
 
 def _oci_type(media_type: str) -> str:

@@ -147,10 +147,10 @@ async def test_a_layout_of_several_platforms_gives_the_one_asked_for(load_bytes:
         ],
     }
     content = pack({**amd, **arm, blob(inner): inner, "index.json": json.dumps(index).encode()})
-    (image,) = await load_bytes(content, platform=Platform("linux", "arm64"))
+    (image,) = await load_bytes(content, platforms=[Platform("linux", "arm64")])
     assert image.config.architecture == "arm64" and image.tags == ["multi:1"]
     with pytest.raises(InvalidParameter, match="requested platform \\(linux/s390x\\) not found"):
-        await load_bytes(content, platform=Platform("linux", "s390x"))
+        await load_bytes(content, platforms=[Platform("linux", "s390x")])
 
 
 async def test_parents_in_the_archive_are_believed_only_if_the_layers_fit(load_bytes: Load, images: Images) -> None:

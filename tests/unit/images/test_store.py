@@ -237,7 +237,7 @@ async def test_history_and_inspection(load_bytes: Load, images: Images) -> None:
         {"created": "2020-01-03T00:00:00Z", "created_by": "RUN", "comment": "c"},
     ]
     (image,) = await load_bytes(docker_archive([ONE, TWO], ["a:1"], history=history, author="me"))
-    items = images.history("a:1")
+    items = images.history(images.get("a:1"))
     assert [(item.created_by, item.size, item.id) for item in items] == [
         ("RUN", 2, image.id),
         ("ENV", 0, "<missing>"),

@@ -16,6 +16,7 @@ from seacan.images import reference as references
 from seacan.images.manifest import Platform
 from seacan.images.store import Images
 from seacan.registry.distribution import Distribution
+from seacan.storage.digest import Digest
 from tests.unit.images.archives import layer
 from tests.unit.registry import fake
 from tests.unit.registry.conftest import Messages
@@ -120,6 +121,80 @@ async def test_an_index_gives_the_platform_and_keeps_its_digest(
     assert found.digests == [f"{registry.host}/m@{name}"]
     with pytest.raises(NotFound, match="no matching manifest for linux/s390x in the manifest list entries"):
         await pull(distribution, registry, "m:1", platform=Platform("linux", "s390x"))
+
+
+def attested(registry: FakeRegistry, statement: bytes, *, announced: int | None = None) -> tuple[str, str, str]:
+    """``m:1`` is an index of one image and its attestation: the digests of index, image and attestation."""
+    image, _ = registry.add("m", "image", [ONE])
+    layer = {"mediaType": "application/vnd.in-toto+json", "digest": digest(statement), "size": len(statement)}
+    registry.blobs[digest(statement)] = statement
+    config = b"{}"
+    registry.blobs[digest(config)] = config
+    about = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": fake.MANIFEST,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(config), "size": 2},
+            "layers": [layer if announced is None else layer | {"size": announced}],
+        }
+    ).encode()
+    attestation = registry.put("m", digest(about), about, fake.MANIFEST)
+    entries = [
+        {"mediaType": fake.MANIFEST, "digest": image, "size": len(registry.manifests[f"m:{image}"][0])}
+        | {"platform": {"os": "linux", "architecture": "amd64"}},
+        {"mediaType": fake.MANIFEST, "digest": attestation, "size": len(about)}
+        | {"platform": {"os": "unknown", "architecture": "unknown"}}
+        | {
+            "annotations": {
+                "vnd.docker.reference.type": "attestation-manifest",
+                "vnd.docker.reference.digest": image,
+            }
+        },
+    ]
+    content = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
+    return registry.put("m", "1", content, INDEX), image, attestation
+
+
+async def test_attestations_come_along_and_go_with_the_image(
+    distribution: Distribution, registry: FakeRegistry, images: Images
+) -> None:
+    index, image, attestation = attested(registry, b"statement")
+    await pull(distribution, registry, "m:1")
+    entries = images.indexes.entries(Digest(index))
+    assert [(entry.kind, entry.available, entry.attests) for entry in entries] == [
+        ("image", True, None),
+        ("attestation", True, image),
+    ]
+    images.recover()
+    kept = {index, image, attestation, digest(b"statement")}
+    assert kept <= set(images.blobs)
+    images.remove(f"{registry.host}/m:1")
+    assert not kept & set(images.blobs)
+
+
+@pytest.mark.parametrize("damage", ["missing", "endless"])
+async def test_an_image_arrives_without_an_attestation_that_cannot_be_had(
+    distribution: Distribution, registry: FakeRegistry, images: Images, damage: str
+) -> None:
+    index, _, _ = attested(registry, b"statement", announced=1 << 40 if damage == "endless" else None)
+    if damage == "missing":
+        del registry.blobs[digest(b"statement")]
+    await pull(distribution, registry, "m:1")
+    assert images.get(f"{registry.host}/m:1")
+    assert [entry.available for entry in images.indexes.entries(Digest(index))] == [True, False]
+
+
+async def test_a_failed_pull_leaves_only_what_can_be_resumed(
+    distribution: Distribution, registry: FakeRegistry, images: Images
+) -> None:
+    _, layers = registry.add("a", "1", [ONE, TWO])
+    del registry.blobs[layers[1]]
+    attested(registry, b"statement")
+    with pytest.raises(SeacanError):
+        await pull(distribution, registry, "a:1")
+    assert not list(images.blobs)
+    left = {path.name for path in (images.blobs.root / "ingest").iterdir()}
+    assert left <= {f"{name[7:]}.partial" for name in layers}
 
 
 @pytest.mark.parametrize("compress", [lambda c: c, gzip.compress, zstd], ids=["none", "gzip", "zstd"])
