@@ -56,7 +56,7 @@ Ask = Callable[[str], Awaitable[Credentials]]
 async def open_cache(engine: Engine, entry: Entry, ask: Ask, stores: ContentStores | None) -> Cache:
     """A cache that a client has named, its claims read and its layers left where they are.
 
-    :raises SeacanError: there is none, or it is malformed.
+    :raises SeacanError: there is none, it is malformed, or the signature policy refuses it.
     """
     entry.check()
     if entry.type == "local":
@@ -79,7 +79,9 @@ async def open_cache(engine: Engine, entry: Entry, ask: Ask, stores: ContentStor
     if inline is not None:
         return inline
     repository = await engine.distribution.repository(reference, await ask(reference.domain))
-    content, _, _ = await repository.fetch_manifest(reference.digest or reference.tag)
+    content, _, digest = await repository.fetch_manifest(reference.digest or reference.tag)
+    # Its layers end up in images that run here: whoever says what may be pulled says it of a cache too.
+    await engine.distribution.puller.check(reference, digest, repository)
 
     async def document(digest: Digest) -> bytes:
         return (await repository.fetch_manifest(digest))[0]

@@ -12,10 +12,10 @@ from typing import Literal
 
 import msgspec
 
-from seacan.errors import InvalidParameter, NotFound
+from seacan.errors import InvalidParameter
 from seacan.images import manifest as manifests
 from seacan.images.manifest import Descriptor, Index, Manifest
-from seacan.storage.blobs import Blobs
+from seacan.storage.blobs import BlobMissing, Blobs
 from seacan.storage.database import Database
 from seacan.storage.digest import Digest
 
@@ -116,7 +116,7 @@ class Indexes:
     def entries(self, digest: Digest) -> list[Entry]:
         """Everything an index refers to, in its order; an index inside it follows what it refers to itself.
 
-        Raises :class:`NotFound` when the index is not kept, others when it or a manifest of it is damaged.
+        Raises :class:`BlobMissing` when the index is not kept, others when it or a manifest of it is damaged.
         """
         members = dict(
             self._database.execute("SELECT manifest, image FROM image_indexes WHERE digest = ?", (digest,)).fetchall()
@@ -130,7 +130,7 @@ class Indexes:
         for descriptor in document.manifests:
             try:
                 inner = self._document(descriptor.digest)
-            except NotFound:
+            except BlobMissing:
                 yield Entry(descriptor, kind_of(descriptor), None, [], False, attested(descriptor))
                 continue
             if isinstance(inner, Index):

@@ -491,7 +491,11 @@ class Images:
         if current is None or current == id or self.source(reference) != source:
             return False
         here = host_platform()
-        return self._load(current).platform.satisfies(here) and not self._load(id).platform.satisfies(here)
+        try:
+            fits = platform_of(self.config(current)).satisfies(here)
+        except SeacanError:
+            return False  # damaged: nothing is lost with it
+        return fits and not platform_of(self.config(id)).satisfies(here)
 
     def add_digest(self, id: Digest, reference: Reference) -> None:
         """Record that the repository ``reference`` names knows the image under the digest ``reference`` carries."""

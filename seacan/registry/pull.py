@@ -27,7 +27,7 @@ from seacan.registry.downloads import Download, Downloads, Progress
 from seacan.registry.group import Group
 from seacan.registry.trust import Policy
 from seacan.storage import digest as digests
-from seacan.storage.blobs import DOCUMENT_LIMIT
+from seacan.storage.blobs import DOCUMENT_LIMIT, BlobDamaged, BlobMissing
 from seacan.storage.digest import ChainID, DiffID, Digest
 from seacan.storage.layers import Staged
 
@@ -47,6 +47,14 @@ class Puller:
         self.registries = registries
         self.downloads = downloads
         self.policy = policy
+
+    async def check(self, reference: Reference, digest: Digest, repository: Repository) -> None:
+        """Ask the signature policy, if there is one, whether the manifest ``digest`` may be used here.
+
+        Raises :class:`seacan.errors.Forbidden`.
+        """
+        if self.policy is not None:
+            await self.policy.check(reference, digest, repository)
 
     async def pull(
         self,
@@ -90,7 +98,7 @@ class _Pull:
     def __init__(self, puller: Puller, repository: Repository, report: Report, platform: Platform | None) -> None:
         self._images = puller.images
         self._downloads = puller.downloads
-        self._policy = puller.policy
+        self._check = puller.check
         self._repository = repository
         self._report = report
         self._platform = platform
@@ -117,8 +125,7 @@ class _Pull:
         """One tag or digest; gives the image, and whether the name meant another one before."""
         wanted = reference.digest or reference.tag
         content, _, digest = await self._downloads.retry(lambda: self._repository.fetch_manifest(wanted))
-        if self._policy is not None:
-            await self._policy.check(reference, digest, self._repository)
+        await self._check(reference, digest, self._repository)
         await self._report(progress.status(f"Pulling from {reference.path}", wanted))
         self.begun = True
         before = self._images.lookup(reference)
@@ -216,10 +223,12 @@ class _Pull:
 
     async def _attestation(self, descriptor: Descriptor, lease: Lease) -> set[Digest]:
         lease.add(descriptor.digest)
-        if not self._images.blobs.contains(descriptor.digest):
+        try:
+            content = self._images.blobs.read(descriptor.digest)
+        except (BlobMissing, BlobDamaged):
             content, _, _ = await self._downloads.retry(partial(self._repository.fetch_manifest, descriptor.digest))
             self._images.blobs.put(content)
-        document = manifests.decode(self._images.blobs.read(descriptor.digest), f"manifest {descriptor.digest}")
+        document = manifests.decode(content, f"manifest {descriptor.digest}")
         if not isinstance(document, Manifest):
             raise InvalidParameter("it is an index")
         wanted = [document.config, *document.layers]
@@ -253,7 +262,7 @@ class _Pull:
     async def _config(self, descriptor: Descriptor) -> bytes:
         if descriptor.size > DOCUMENT_LIMIT:
             raise InvalidParameter(f"configuration {descriptor.digest} is larger than {DOCUMENT_LIMIT} bytes")
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(BlobMissing, BlobDamaged):
             return self._images.blobs.read(descriptor.digest)
         content = await self._downloads.retry(partial(self._repository.blob, descriptor.digest, DOCUMENT_LIMIT))
         if len(content) != descriptor.size:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from seacan.errors import InvalidParameter, NotFound, System
+from seacan.errors import InvalidParameter, System
 from seacan.storage import digest as digests
 from seacan.storage.digest import Digest
 
@@ -30,8 +30,12 @@ _PARTIAL_LIFETIME = 3 * 86400
 """Seconds that a broken-off download is kept for."""
 
 
-class BlobMissing(NotFound):
+class BlobMissing(System):
     """A blob that something refers to is not in the store."""
+
+
+class BlobDamaged(System):
+    """A blob's bytes are not those its name says."""
 
 
 class DigestMismatch(InvalidParameter):
@@ -140,26 +144,33 @@ class Blobs:
             raise BlobMissing(f"blob {digest} is missing from {self._sha256}") from None
 
     def read(self, digest: Digest, limit: int = DOCUMENT_LIMIT) -> bytes:
-        """A small blob, verified. Raises :class:`BlobMissing`, :class:`DigestMismatch`, refuses one above ``limit``."""
+        """A small blob, verified. Raises :class:`BlobMissing`, :class:`BlobDamaged`, refuses one above ``limit``."""
         with self.open(digest) as file:
             content = file.read(limit + 1)
         if len(content) > limit:
             raise InvalidParameter(f"blob {digest} is larger than {limit} bytes")
         if digests.of(content) != digest:
-            raise DigestMismatch(f"blob {digest} is corrupt: {self.path(digest)} has digest {digests.of(content)}")
+            raise self._damaged(digest, digests.of(content))
         return content
 
     def verify(self, digest: Digest) -> None:
-        """Read a blob of any size and compare. Raises :class:`BlobMissing`; :class:`System` if its bytes are others."""
+        """Read a blob of any size and compare. Raises :class:`BlobMissing`, :class:`BlobDamaged`."""
         with self.open(digest) as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-        if f"sha256:{actual}" != digest:
-            raise System(f"blob {digest} is damaged: {self.path(digest)} has digest sha256:{actual}")
+            actual = Digest("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
+        if actual != digest:
+            raise self._damaged(digest, actual)
+
+    def _damaged(self, digest: Digest, actual: Digest) -> BlobDamaged:
+        return BlobDamaged(f"blob {digest} is damaged: {self.path(digest)} has digest {actual}")
 
     def put(self, content: bytes) -> Digest:
-        """Store a small blob."""
+        """Store a small blob; one that is here and damaged is replaced."""
         digest = digests.of(content)
-        if not self.contains(digest):
+        try:
+            intact = self.path(digest).read_bytes() == content
+        except FileNotFoundError:
+            intact = False
+        if not intact:
             with self.writer(f"blob {digest}") as writer:
                 writer.write(content)
                 writer.commit(digest)

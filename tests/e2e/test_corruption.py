@@ -83,6 +83,37 @@ def test_a_layer_whose_bytes_changed_is_named(broken: Daemon, tmp_path: Path) ->
     broken.docker("save", "-o", str(tmp_path / "image.tar"), "layered")
 
 
+def test_a_damaged_configuration_is_the_daemon_s_error_and_mended_by_a_load(broken: Daemon, tmp_path: Path) -> None:
+    id = broken.inspect("layered", "image")["Id"]
+    broken.docker("save", "-o", str(tmp_path / "image.tar"), "layered")
+    blob = broken.data_root / "blobs" / "sha256" / id[7:]
+    broken.stop()
+    blob.write_bytes(blob.read_bytes().replace(b"layers", b"lawyer"))
+    broken.start()
+    for method, path in (("GET", "layered/json"), ("GET", "layered/get"), ("GET", "layered/history")):
+        status, body = broken.request(method, f"/v1.51/images/{path}")
+        assert (status, f"blob {id} is damaged: {blob}" in body.decode()) == (500, True), body
+    assert f"blob {id} is damaged" in refused(broken, "run", "--rm", "layered", "true")
+    assert "busybox" in broken.out("images")
+    broken.docker("load", "-i", str(tmp_path / "image.tar"))
+    still_works(broken)
+    assert broken.out("run", "--rm", "layered", "ls", "/more") == "/more"
+
+
+def test_a_damaged_manifest_is_the_daemon_s_error_and_mended_by_a_pull(broken: Daemon, registry: str) -> None:
+    name = f"{registry}/layered:1"
+    broken.docker("tag", "layered", name)
+    digest = broken.out("push", name).rpartition("digest: ")[2].split()[0]
+    blob = broken.data_root / "blobs" / "sha256" / digest[7:]
+    blob.write_bytes(blob.read_bytes() + b"\n")
+    status, body = broken.request("GET", f"/v1.51/images/{name}/get")
+    assert (status, f"blob {digest} is damaged: {blob}" in body.decode()) == (500, True), body
+    assert f"blob {digest} is damaged" in refused(broken, "push", name)
+    still_works(broken)
+    broken.docker("pull", name)
+    assert digest in broken.out("push", name)
+
+
 def test_an_unpacked_layer_that_is_gone_fails_its_image_alone(broken: Daemon, tmp_path: Path) -> None:
     layers = {
         path: path.stat().st_mtime for path in (broken.data_root / "layers").iterdir() if (path / "more").exists()

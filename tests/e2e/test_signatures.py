@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from seacan.registry.trust import PAYLOAD_TYPE, SIGNATURE_ANNOTATION
-from tests.hosts import Daemon, Host
+from tests.hosts import DOCKER, Daemon, Host
 
 SEND = """
 import sys, urllib.request
@@ -129,3 +130,41 @@ def test_only_what_the_policy_s_key_has_signed_is_pulled(
     signer.sign("team/app", digest, signer.key)
     assert f"Digest: {digest}" in daemon.out("pull", name)
     assert daemon.out("run", "--rm", "--network", "none", name, "echo", "hi") == "hi"
+
+
+def test_a_registry_s_cache_is_used_only_if_the_policy_s_key_has_signed_it(
+    daemon: Daemon,
+    new_daemon: Callable[..., Daemon],
+    registry: str,
+    signer: Signer,
+    tmp_path: Path,
+    buildx_environment: dict[str, str],
+) -> None:
+    policy = tmp_path / "policy.json"
+    wanted = {"type": "sigstoreSigned", "keyPath": str(signer.public)}
+    policy.write_text(json.dumps({"default": [wanted]}))
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /made\n")
+    cache = f"type=registry,ref={registry}/team/cache:1"
+
+    def build(on: Daemon, tag: str, *arguments: str) -> str:
+        command = (str(DOCKER), "build", "-t", tag, *arguments, str(context))
+        environment = {**on.environment(), **buildx_environment}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def made(on: Daemon, tag: str) -> str:
+        return on.out("run", "--rm", "--network", "none", tag, "cat", "/made")
+
+    build(daemon, "first", "--no-cache", "--cache-to", cache)
+    other = new_daemon(f"--signature-policy={policy}")
+    refused = build(other, "second", "--cache-from", cache)
+    digest = refused.partition(f"{registry}/team/cache:1@")[2][:71]
+    assert f"{registry}/team/cache:1@{digest}: no signature by a key that the policy {policy} asks for" in refused
+    assert made(other, "second") != made(daemon, "first")
+    signer.sign("team/cache", digest, signer.key)
+    other.docker("builder", "prune", "-af")
+    build(other, "third", "--cache-from", cache)
+    assert made(other, "third") == made(daemon, "first")

@@ -152,7 +152,7 @@ async def test_a_damaged_image_does_not_take_the_others_with_it(
     from seacan.images.listing import summaries
 
     assert [summary.id for summary in summaries(images)] == [good.id]
-    with pytest.raises(SeacanError, match=f"image {bad.id} is damaged: blob .* is corrupt"):
+    with pytest.raises(SeacanError, match=f"image {bad.id} is damaged: blob .* is damaged"):
         images.get("bad:1")
     assert images.remove("bad:1", force=True)
     assert images.get("good:1").id == good.id

@@ -92,7 +92,7 @@ async def test_a_damaged_layer_is_told(load_bytes: Load, save_bytes: Save, image
     with pytest.raises(System, match=r"layer 0 of image sha256:.* is damaged: blob sha256:.* is truncated"):
         await save_bytes("a:1")
     path.unlink()
-    with pytest.raises(NotFound, match=r"blob sha256:.* is missing"):
+    with pytest.raises(System, match=r"blob sha256:.* is missing"):
         await save_bytes("a:1")
 
 
