@@ -182,7 +182,7 @@ class Blobs:
 
     def partial(self, digest: Digest) -> Path:
         """Where a download of the blob grows until it is complete; it outlives the process, to be resumed."""
-        return self._ingest / f"{digests.hexadecimal(digests.parse(digest))}.partial"
+        return self._ingest / f"{self.path(digest).name}.partial"
 
     def publish(self, digest: Digest) -> None:
         """Make a finished and verified download a blob.

@@ -101,3 +101,74 @@ def test_skopeo_copies_both_ways(
         host.run(skopeo, *insecure, f"{transport}:{tmp_path}/saved.tar", target)
         told = host.run(skopeo, "inspect", "--tls-verify=false", "--raw", target).stdout
         assert json.loads(told)["config"]["digest"] == id
+
+
+class Containers:
+    """podman or buildah on the daemons' host, with every folder of theirs in the test's own."""
+
+    def __init__(self, name: str, host: Host, folder: Path) -> None:
+        self._path = tool(name)
+        self._host = host
+        policy = {"default": [{"type": "insecureAcceptAnything"}]}
+        files = {
+            ".config/containers/policy.json": json.dumps(policy),
+            "registries.conf": "",
+            "storage.conf": f'[storage]\ndriver="vfs"\ngraphroot="{folder}/store"\nrunroot="{folder}/run"\n',
+            "containers.conf": f'[engine]\nlock_type="file"\nevents_logger="none"\ntmp_dir="{folder}/libpod"\n',
+        }
+        (folder / ".config/containers").mkdir(parents=True)
+        for file, content in files.items():
+            (folder / file).write_text(content)
+        self._environment = [
+            f"CONTAINERS_REGISTRIES_CONF={folder}/registries.conf",
+            f"CONTAINERS_STORAGE_CONF={folder}/storage.conf",
+            f"CONTAINERS_CONF={folder}/containers.conf",
+            f"TMPDIR={folder}",
+            f"HOME={folder}",
+        ]
+
+    def run(self, *argv: str) -> str:
+        return self._host.run("env", *self._environment, self._path, *argv).stdout.strip()
+
+    def transfer(self, verb: str, *argv: str) -> str:
+        """A verb that speaks to a registry."""
+        return self.run(*verb.split(), "--tls-verify=false", *argv)
+
+
+@pytest.mark.parametrize("name", ["podman", "buildah"])
+def test_podman_and_buildah_pull_push_and_make_lists(
+    daemon: Daemon, host: Host, pushed: tuple[str, str], registry: str, tmp_path: Path, name: str
+) -> None:
+    theirs = Containers(name, host, tmp_path)
+    image, digest = pushed
+    id = daemon.inspect("busybox", "image")["Id"]
+    assert theirs.transfer("pull", image).splitlines()[-1] == id.removeprefix("sha256:")
+    by_digest = f"{image.rpartition(':')[0]}@{digest}"
+    assert theirs.transfer("pull", by_digest).splitlines()[-1] == id.removeprefix("sha256:")
+    copy, index = f"{registry}/tools/{name}:1", f"{registry}/tools/{name}-list:1"
+    theirs.run("tag", image, copy)
+    theirs.transfer("push", copy)
+    assert daemon.out("run", "--rm", "--network", "none", copy, "echo", "hi") == "hi"
+    daemon.docker("rmi", copy)
+    theirs.run("manifest", "create", index)
+    theirs.transfer("manifest add", index, f"docker://{copy}")
+    theirs.transfer("manifest push", "--all", index, f"docker://{index}")
+    daemon.docker("pull", index)
+    assert daemon.inspect(index, "image")["Id"] == id
+    assert "index" in daemon.inspect(index, "image")["Descriptor"]["mediaType"]
+    daemon.docker("rmi", index)
+
+
+def test_buildah_builds_on_an_image_and_commits_to_the_registry(
+    daemon: Daemon, host: Host, pushed: tuple[str, str], registry: str, tmp_path: Path
+) -> None:
+    buildah = Containers("buildah", host, tmp_path)
+    (tmp_path / "note.txt").write_text("a note")
+    working = buildah.transfer("from", pushed[0]).splitlines()[-1]
+    buildah.run("copy", working, str(tmp_path / "note.txt"), "/note.txt")
+    buildah.run("config", "--label", "made.by=buildah", "--cmd", "cat /note.txt", working)
+    name = f"{registry}/tools/built:1"
+    buildah.transfer("commit", "--rm", working, f"docker://{name}")
+    assert daemon.out("run", "--rm", "--network", "none", name) == "a note"
+    assert daemon.out("inspect", "-f", '{{index .Config.Labels "made.by"}}', name) == "buildah"
+    daemon.docker("rmi", "-f", name)

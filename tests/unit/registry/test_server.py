@@ -387,3 +387,6 @@ async def test_sha512_is_a_digest_too(client: Client, store: Store) -> None:
     wrong = await client.post("/v2/a/blobs/uploads/", params={"digest": digest}, data=b"other")
     assert (wrong.status, await code(wrong)) == (400, "DIGEST_INVALID")
     assert [str(kept) for kept in store.blobs] == [digest]
+    assert (await client.delete(f"/v2/a/blobs/{digest}")).status == 202
+    assert (await client.get(f"/v2/a/blobs/{digest}")).status == 404
+    assert not list(store.blobs)
