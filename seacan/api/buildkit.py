@@ -13,9 +13,9 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -36,22 +36,29 @@ from seacan.build.dockerfile.parser import Range, directive
 from seacan.build.graph import GitSource, ImageSource, LocalSource, Scratch, Source, Vertex
 from seacan.build.ignore import read_ignore_file
 from seacan.build.imports import Cache
+from seacan.build.provenance import Facts
 from seacan.build.solver import BuildFailed, SourceFolder
 from seacan.build.sources import parse_git
-from seacan.engine.builds import Builds, Outcome, Request
+from seacan.engine.buildexport import Content, Form, Product, assemble, boolean, check, sources
+from seacan.engine.builds import Builds, Outcome, Request, parse_name, repository_digest
 from seacan.errors import InvalidParameter, NotFound, SeacanError, Unsupported
 from seacan.images import config as image_config
 from seacan.images import reference as references
 from seacan.images.manifest import Platform, host_platform
-from seacan.images.store import Lease
+from seacan.images.store import Image, Lease
+from seacan.registry.copy import Copy
+from seacan.registry.group import Group
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 VERSION = "v0.25.1"
 """The BuildKit whose API this is."""
+DOCKERFILE_VERSION = "1.19.0"
+"""The Dockerfile front end whose language this is."""
 
 _SESSION_WAIT = 10.0
 """Seconds a solve waits for its session to connect."""
@@ -74,7 +81,8 @@ _LLB_CAPS = (
     *("exec.mount.tmpfs", "exec.mount.tmpfs.size", "exec.mount.secret", "exec.mount.ssh", "exec.secretenv"),
     *("file.base", "file.rm.wildcard", "file.copy.includeexcludepatterns", "constraints", "platform"),
     *("meta.ignorecache", "meta.description", "meta.exportcache", "mergeop", "exporter.sourcedateepoch"),
-    *("exporter.multiple", "gc.freespacefilter", "history.filter"),
+    *("exporter.multiple", "exporter.image.attestations", "exporter.image.annotations"),
+    *("gc.freespacefilter", "history.filter"),
 )
 
 
@@ -119,6 +127,10 @@ class _Result:
     platform: Platform | None
     outcome: Outcome
     lease: Lease
+    settings: frontend.Settings
+    parameters: Mapping[str, str]
+    """As the client sent them."""
+    dockerfile: bytes
 
 
 @dataclass
@@ -552,18 +564,22 @@ class BuildKit:
         metadata: dict[str, bytes] = {}
         results: list[_Result] = []
         job.results[ref] = results
-        for platform in settings.platforms or (None,):
-            made = await self._build(job, settings, loaded, platform, inputs)
-            results.append(made)
-        if len(results) == 1:
-            config = results[0].outcome.config
-            metadata["containerimage.config"] = image_config.encode(config)
-        else:
-            ids = [
-                {"ID": str(each.platform), "Platform": {"architecture": each.platform.architecture, "os": "linux"}}
-                for each in results
-                if each.platform is not None
+        looking_up = asyncio.Lock()
+        await self._caches(job, settings)
+        wanted = settings.platforms or (None,)
+        async with Group() as group:
+            tasks = [
+                group.create_task(self._build(job, settings, loaded, platform, inputs, attrs, looking_up, results))
+                for platform in wanted
             ]
+        results[:] = [task.result() for task in tasks]
+        if len(results) == 1 and not settings.multi_platform:
+            metadata["containerimage.config"] = image_config.encode(results[0].outcome.config)
+        else:
+            platforms = [each.platform or host_platform().normalised() for each in results]
+            for each, platform in zip(results, platforms, strict=True):
+                metadata[f"containerimage.config/{platform}"] = image_config.encode(each.outcome.config)
+            ids = [{"ID": str(platform), "Platform": platform} for platform in platforms]
             metadata["refs.platforms"] = msgspec.json.encode({"Platforms": ids})
         return ref, metadata
 
@@ -658,7 +674,11 @@ class BuildKit:
         loaded: _Loaded,
         platform: Platform | None,
         inputs: Mapping[str, pb.Definition],
+        parameters: Mapping[str, str],
+        looking_up: asyncio.Lock,
+        results: list[_Result],
     ) -> _Result:
+        """Build for one platform; what is made is in ``results`` too, to be released if another platform fails."""
         assert job.session is not None and job.request is not None
         options = settings.options(platform, loaded.patterns)
         named = await self._named_contexts(job, settings, inputs, platform)
@@ -672,16 +692,20 @@ class BuildKit:
             looking_up=_looking_up(job.recorder),
             entitlements=job.request.entitlements,
             caches=await self._caches(job, settings),
+            scanner=settings.scanner,
         )
         source = frontend.SourceText(settings.filename, loaded.dockerfile)
         try:
-            converted = await self.builds.convert(request)
+            async with looking_up:
+                converted = await self.builds.convert(request)
             self._warn(job, loaded.vertex, source, converted)
             session = _WithContext(job.session, settings.context_key, loaded.context)
             outcome, lease = await self.builds.build(request, session, job.recorder, converted=converted)
         except SeacanError as error:
             raise _located(error, source, job.recorder) from error
-        return _Result(platform, outcome, lease)
+        made = _Result(platform, outcome, lease, settings, parameters, loaded.dockerfile)
+        results.append(made)
+        return made
 
     async def _caches(self, job: _Job, settings: frontend.Settings) -> list[Cache]:
         """The caches the client names. One that cannot be had is told of, and the build goes on without it."""
@@ -716,7 +740,9 @@ class BuildKit:
             if kind == "docker-image":
                 image = self.engine.images.get(rest.removeprefix("//"))
                 shown = f"[context {name}] {rest.removeprefix('//')}"
-                vertex = Vertex(ImageSource(name, image.chain_id or ""), name=shown)
+                reference = str(references.parse(rest.removeprefix("//")).with_default_tag())
+                source = ImageSource(reference, image.chain_id or "", repository_digest(image, reference))
+                vertex = Vertex(source, name=shown)
                 named[name] = NamedContext(vertex, image.config)
             elif kind == "local":
                 named[name] = NamedContext(
@@ -851,31 +877,131 @@ class BuildKit:
     async def _export_image(
         self, job: _Job, number: int, kind: str, attrs: Mapping[str, str], results: list[_Result], vertex: Vertex
     ) -> dict[str, str]:
-        if len(results) > 1:
-            raise Unsupported("exporting multiple references to image store is currently unsupported")
-        recorder = job.recorder
-        result = results[0]
-        names = [name for name in attrs.get("name", "").split(",") if name]
-        recorder.status(vertex, "exporting layers", 0, 0)
-        image = await self.builds.store(
-            result.outcome,
-            result.lease,
-            names if kind in ("moby", "image") else (),
-            inline=job.request is not None and any(entry.type == "inline" for entry in _exports(job.request)),
+        form = Form.read(attrs)
+        push = boolean(attrs, "push", False)
+        by_digest = boolean(attrs, "push-by-digest", False)
+        inline = job.request is not None and any(entry.type == "inline" for entry in _exports(job.request))
+        several = len(results) > 1 or results[0].settings.multi_platform
+        products = [self._product(job, each, kept=push or (several and kind == "oci")) for each in results]
+        index = several or any(each.attested for each in products)
+        if kind == "docker" and index:
+            if several:
+                raise InvalidParameter("docker exporter does not currently support exporting manifest lists")
+            index, products = False, [replace(products[0], facts=None)]
+        index = index or form.of_index
+        check(products, form, index=index)
+        answer: dict[str, str] = {}
+        image: Image | None = None
+        stored: list[Image] = []
+        if kind in ("moby", "image"):
+            stored, image = await self._store(job, results, form, vertex, inline)
+            answer |= {"containerimage.config.digest": image.id, "containerimage.digest": image.id}
+            if not (index or push or form.annotations):
+                return answer | ({"image.name": ",".join(form.names)} if form.names else {})
+        content = await self._step(
+            job,
+            vertex,
+            "exporting manifests" if image is not None else "exporting layers",
+            assemble(self.engine, products, form, index=index, inline=inline),
         )
-        recorder.status(vertex, "exporting layers", 0, 0, done=True)
-        recorder.status(vertex, f"writing image {image.id}", 0, 0, done=True)
-        for name in names:
-            recorder.status(vertex, f"naming to {references.parse(name)}", 0, 0, done=True)
-        if kind in ("docker", "oci"):
-            assert job.session is not None
-            recorder.status(vertex, "sending tarball", 0, 0)
-            await job.session.send_file(self.builds.archive(image, names), exporter=number)
-            recorder.status(vertex, "sending tarball", 0, 0, done=True)
-        answer: dict[str, str] = {"containerimage.config.digest": image.id, "containerimage.digest": image.id}
-        if names:
-            answer["image.name"] = ",".join(names)
-        return answer
+        try:
+            self._tell_content(job, vertex, content)
+            if image is not None:
+                await self.builds.keep(content, stored, form.names, image)
+            if push:
+                await self._push(job, vertex, content, form, by_digest=by_digest)
+            if kind in ("docker", "oci"):
+                await self._send(job, number, kind, attrs, content, vertex)
+            answer["containerimage.digest"] = content.root.digest
+            if len(content.parts) == 1:
+                answer["containerimage.config.digest"] = content.parts[0].config
+            described = msgspec.structs.replace(
+                content.root,
+                annotations=(content.root.annotations or {}) | {"org.opencontainers.image.created": content.created},
+            )
+            answer["containerimage.descriptor"] = base64.b64encode(msgspec.json.encode(described)).decode()
+        finally:
+            content.close()
+        return answer | ({"image.name": ",".join(form.names)} if form.names else {})
+
+    def _product(self, job: _Job, result: _Result, *, kept: bool) -> Product:
+        """A result and what is stated of it; ``kept``: the output has a place for what nobody has asked for."""
+        wanted = result.settings.provenance
+        platform = result.platform or host_platform().normalised()
+        if wanted is None or (wanted.inline_only and not kept):
+            return Product(result.outcome, platform)
+        request = job.request or pb.SolveRequest()
+        facts = Facts(
+            wanted,
+            result.outcome.converted.vertex,
+            request.frontend or "dockerfile.v0",
+            result.parameters,
+            result.settings.filename,
+            result.dockerfile,
+            DOCKERFILE_VERSION,
+            job.ref,
+            job.created,
+            time.time_ns(),
+            sources(result.outcome),
+        )
+        return Product(result.outcome, platform, facts)
+
+    async def _step(self, job: _Job, vertex: Vertex, words: str, work: Awaitable[T]) -> T:
+        """Do something that is told of while it goes on."""
+        job.recorder.status(vertex, words, 0, 0)
+        done = await work
+        job.recorder.status(vertex, words, 0, 0, done=True)
+        return done
+
+    async def _store(
+        self, job: _Job, results: list[_Result], form: Form, vertex: Vertex, inline: bool
+    ) -> tuple[list[Image], Image]:
+        """The results as images; the one for this machine, or else the first, gets the names."""
+        here = host_platform()
+        fitting = [at for at, each in enumerate(results) if each.platform is None or each.platform.satisfies(here)]
+        chosen = fitting[0] if fitting else 0
+        stored = [
+            await self._step(
+                job,
+                vertex,
+                "exporting layers",
+                self.builds.store(each.outcome, each.lease, form.names if at == chosen else (), inline=inline),
+            )
+            for at, each in enumerate(results)
+        ]
+        for image in stored:
+            job.recorder.status(vertex, f"writing image {image.id}", 0, 0, done=True)
+        for name in form.names:
+            job.recorder.status(vertex, f"naming to {references.parse(name)}", 0, 0, done=True)
+        return stored, stored[chosen]
+
+    def _tell_content(self, job: _Job, vertex: Vertex, content: Content) -> None:
+        for digest, what in content.told():
+            job.recorder.status(vertex, f"exporting {what} {digest}", 0, 0, done=True)
+
+    async def _push(self, job: _Job, vertex: Vertex, content: Content, form: Form, *, by_digest: bool) -> None:
+        assert job.session is not None
+        if not form.names:
+            raise InvalidParameter("tag is needed when pushing to registry")
+
+        for name in form.names:
+            pushing = self.builds.push(content, name, job.session.credentials, tagged=not by_digest)
+            await self._step(job, vertex, "pushing layers", pushing)
+            words = f"pushing manifest for {parse_name(name)}@{content.root.digest}"
+            job.recorder.status(vertex, words, 0, 0, done=True)
+
+    async def _send(
+        self, job: _Job, number: int, kind: str, attrs: Mapping[str, str], content: Content, vertex: Vertex
+    ) -> None:
+        assert job.session is not None
+        if boolean(attrs, "tar", True):
+            pieces = content.archive(docker=kind == "docker")
+            await self._step(job, vertex, "sending tarball", job.session.send_file(pieces, exporter=number))
+            return
+        store = job.session.content("export")
+        document, media_type = await content.manifest(content.root.digest)
+        copy = Copy(content, store, lambda _text: None)
+        await self._step(job, vertex, "sending files", copy.tree(document, media_type, content.root.digest, 0))
 
     async def _export_files(self, job: _Job, number: int, kind: str, results: list[_Result]) -> dict[str, str]:
         assert job.session is not None
@@ -1099,7 +1225,7 @@ def _ranges(location: Range) -> list[pb.Range]:
 
 
 def _version() -> pb.BuildkitVersion:
-    return pb.BuildkitVersion("github.com/moby/buildkit", VERSION, "", "1.19.0")
+    return pb.BuildkitVersion("github.com/moby/buildkit", VERSION, "", DOCKERFILE_VERSION)
 
 
 def _platform(platform: Platform) -> pb.Platform:

@@ -20,10 +20,14 @@ class Scratch:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The layers of an image that the resolver has found: ``chain_id`` names them, "" for none."""
+    """The layers of an image that the resolver has found: ``chain_id`` names them, "" for none.
+
+    ``digest`` is what identifies the image: its manifest or index as its registry has it, or else its ID.
+    """
 
     reference: str
     chain_id: str
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -464,6 +464,15 @@ class Build:
         await asyncio.gather(*pending, return_exceptions=True)
         self.solver.cache.release(self._held)
 
+    def results(self) -> tuple[tuple[Vertex, Result], ...]:
+        """What the vertices solved so far came to."""
+        finished = ((vertex, self._tasks[id(vertex)]) for vertex in self._vertices)
+        return tuple(
+            (vertex, task.result())
+            for vertex, task in finished
+            if task.done() and not task.cancelled() and task.exception() is None
+        )
+
     async def solve(self, vertex: Vertex) -> Result:
         """The result of ``vertex``, made if need be.
 

@@ -25,18 +25,16 @@ from seacan.images import reference as references
 from seacan.images.commit import pack_layer
 from seacan.images.manifest import Descriptor, Index, Manifest
 from seacan.images.store import LayerBlob, Lease
-from seacan.registry.copy import Place, RegistryPlace, verified
+from seacan.registry.copy import Place, RegistryPlace, Stored, verified
 from seacan.registry.credentials import Credentials
 from seacan.storage import digest as digests
 from seacan.storage.blobs import DOCUMENT_LIMIT
 from seacan.storage.digest import DiffID, Digest
-from seacan.storage.threads import in_thread
 
 if TYPE_CHECKING:
     from seacan.engine.builds import Outcome
     from seacan.engine.engine import Engine
 
-_READ = 1 << 20
 _OCI_GZIP = f"{manifests.OCI_LAYER}+gzip"
 
 
@@ -147,19 +145,9 @@ def _inline_here(engine: Engine, name: str) -> Cache | None:
         for blob, diff_id in zip(blobs, image.config.rootfs.diff_ids, strict=True)
         if blob is not None
     ]
-    return Cache(name, cacheconfig.decode_inline(records, archives, f"inline cache of {name}"), StoredBlobs(engine))
-
-
-class StoredBlobs:
-    """The engine's own blobs, as where a cache's layers are."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._blobs = engine.images.blobs
-
-    async def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
-        with self._blobs.open(descriptor.digest) as file:
-            while piece := await in_thread(file.read, _READ):
-                yield piece
+    return Cache(
+        name, cacheconfig.decode_inline(records, archives, f"inline cache of {name}"), Stored(engine.images.blobs)
+    )
 
 
 # --- the way out ------------------------------------------------------------------------------------------------------
@@ -286,7 +274,7 @@ class Exporter:
 
     async def _body(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
         if self._engine.images.blobs.contains(descriptor.digest):
-            async for piece in verified(descriptor, StoredBlobs(self._engine).blob(descriptor)):
+            async for piece in verified(descriptor, Stored(self._engine.images.blobs).blob(descriptor)):
                 yield piece
             return
         if self._imports is None:

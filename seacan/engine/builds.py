@@ -27,25 +27,26 @@ from seacan.build.buildkit.rpc import Conversation
 from seacan.build.cache import BuildCache, Layer
 from seacan.build.cacheconfig import Entry
 from seacan.build.dockerfile.convert import Converted, NamedContext, Options, ResolvedImage, convert
-from seacan.build.graph import Exec, check_entitlements
+from seacan.build.graph import Exec, Vertex, check_entitlements
 from seacan.build.imports import Cache, Imports
 from seacan.build.nursery import Nursery
 from seacan.build.progress import Progress
-from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, SandboxMount, Session, Solved, Solver
+from seacan.build.scan import Scan, Scanner, read_scans, scanning
+from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, Result, SandboxMount, Session, Solved, Solver
 from seacan.engine import buildcache, oci
 from seacan.engine.buildcache import Ask, ContentStores
+from seacan.engine.buildexport import Content
 from seacan.engine.config import ContainerConfig, EndpointSettings, HostConfig, Ulimit
 from seacan.engine.container import Record
 from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError, Unsupported
 from seacan.images import config as image_config
 from seacan.images import reference as references
-from seacan.images import save
 from seacan.images.config import History, ImageConfig, RootFS
-from seacan.images.manifest import Descriptor, Platform
+from seacan.images.manifest import Descriptor, Platform, host_platform
 from seacan.images.reference import Reference
 from seacan.images.store import Image, LayerBlob, Lease
 from seacan.network.model import ContainerIdentity, PortRequest
-from seacan.registry.copy import Place, RegistryPlace
+from seacan.registry.copy import Copy, Place, RegistryPlace
 from seacan.registry.credentials import NONE, Credentials
 from seacan.runtime import spec
 from seacan.runtime.bundle import LogConfig, OverlayRoot, Rootfs, ShimConfig
@@ -54,6 +55,7 @@ from seacan.storage import digest as digests
 from seacan.storage import worker
 from seacan.storage.digest import ChainID, DiffID, Digest
 from seacan.storage.pack import PackRequest, PackResult
+from seacan.storage.threads import in_thread
 from seacan.storage.view import View
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ class Request:
     """What the client allows steps beyond a sandbox: ``network.host``."""
     caches: Sequence[Cache] = ()
     """Caches from elsewhere that this build may use."""
+    scanner: Scanner | None = None
+    """What is to describe the result's content."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class Outcome:
     layers: tuple[Layer, ...]
     solved: tuple[Solved, ...] = ()
     imports: Imports | None = None
+    made: tuple[tuple[Vertex, Result], ...] = ()
+    """What every vertex came to."""
+    scans: tuple[Scan, ...] = ()
+    """What a scanner has found in the result."""
 
 
 class Builds:
@@ -164,6 +172,7 @@ class Builds:
                 try:
                     result = await build.solve(converted.vertex)
                     await build.need(result)
+                    scans = await self._scan(build, request, converted)
                 except SeacanError:
                     if finish is not None:
                         await finish()
@@ -172,12 +181,28 @@ class Builds:
                     await finish()
                 layers = result.layers
                 self.cache.hold(layer.id for layer in layers)
-            return Outcome(converted, converted.config, layers, tuple(build.solved), imports), lease
+            solved = tuple(build.solved)
+            return Outcome(converted, converted.config, layers, solved, imports, build.results(), scans), lease
         except BaseException:
             lease.release()
             if imports is not None:
                 await imports.close()
             raise
+
+    async def _scan(self, build: Build, request: Request, converted: Converted) -> tuple[Scan, ...]:
+        scanner = request.scanner
+        if scanner is None:
+            return ()
+        try:
+            image = await _Resolver(self.engine, request).image(scanner.image, host_platform())
+        except SeacanError as error:
+            raise InvalidParameter(
+                f"the scanner for --sbom, {scanner.image}, is neither here nor can it be pulled ({error.message}): "
+                "load or pull it, or name another one (--attest type=sbom,generator=IMAGE)"
+            ) from error
+        result = await build.solve(scanning(scanner, image, converted.vertex, request.options.platform))
+        await build.need(result)
+        return await in_thread(read_scans, result.layers[-1].path, scanner.image)
 
     async def store(
         self, outcome: Outcome, lease: Lease, names: Sequence[str], *, squash: bool = False, inline: bool = False
@@ -193,15 +218,11 @@ class Builds:
             diff_ids, chain = await self.solver.export(layers)
             if chain is not None:
                 lease.add(chain)
-            times = [layer.created for layer in layers]
-            config = finish_config(outcome.converted, diff_ids, times, history=history)
             blobs = [
                 images.layer_blob(chain_id) or self._archive(layer)
                 for layer, chain_id in zip(layers, _chain_ids(diff_ids), strict=True)
             ]
-            document = image_config.encode(config)
-            if inline:
-                document = await self._with_inline(document, outcome, diff_ids)
+            document = await self.document(outcome, layers, diff_ids, history=history, inline=inline)
             image = images.register(document, blobs)
             for reference in wanted:
                 images.add_tag(image.id, reference)
@@ -214,6 +235,52 @@ class Builds:
         if known is None or not self.engine.images.blobs.contains(Digest(known[0])):
             return None
         return LayerBlob(Digest(known[0]), known[1], known[2])
+
+    async def diff_ids(self, layers: Sequence[Layer]) -> list[DiffID]:
+        """The digests of layers of a result."""
+        await asyncio.gather(*(self.solver.diff(layer) for layer in layers if not layer.base))
+        return [DiffID(layer.diff_id) for layer in layers]
+
+    async def document(
+        self,
+        outcome: Outcome,
+        layers: Sequence[Layer],
+        diff_ids: Sequence[DiffID],
+        *,
+        history: list[History] | None = None,
+        inline: bool = False,
+    ) -> bytes:
+        """The configuration of an image of these layers, as it is stored; ``inline``: with the build's cache."""
+        times = [layer.created for layer in layers]
+        document = image_config.encode(finish_config(outcome.converted, diff_ids, times, history=history))
+        return await self._with_inline(document, outcome, diff_ids) if inline else document
+
+    async def keep(self, content: Content, stored: Sequence[Image], names: Sequence[str], main: Image) -> None:
+        """Have the images of ``content``, which are stored, and all between them, and let names mean the whole.
+
+        Without ``--platform`` a name then is ``main``.
+        """
+        images = self.engine.images
+        content.keep()
+        root = content.root.digest
+        with images.database.transaction():
+            for image, part in zip(stored, content.parts, strict=True):
+                images.register(images.blobs.read(image.id), part.layers, manifest=part.manifest.digest)
+                if root != part.manifest.digest:
+                    images.indexes.record(root, image.id, part.manifest.digest, part.attachments)
+            for name in names:
+                images.add_tag(main.id, parse_name(name), source=root)
+
+    async def push(self, content: Content, name: str, ask: Ask, *, tagged: bool) -> None:
+        """Send content to its registry, under the name's tag, or by digest alone."""
+        reference = parse_name(name)
+        repository = await self.engine.distribution.repository(reference, await ask(reference.domain), push=True)
+        root = content.root
+        document, media_type = await content.manifest(root.digest)
+        wanted = reference.tag if tagged else root.digest
+        await Copy(content, RegistryPlace(repository), lambda _text: None).tree(document, media_type, wanted, 0)
+        with contextlib.suppress(NotFound):
+            self.engine.images.add_digest(self.engine.images.resolve(name), reference.digested(root.digest))
 
     async def _with_inline(self, config: bytes, outcome: Outcome, diff_ids: Sequence[str]) -> bytes:
         """The configuration with the build's cache in it, where BuildKit has it too."""
@@ -289,25 +356,6 @@ class Builds:
         if content is None:
             raise NotFound(f"open {path}: no such file or directory")
         return content.encode("utf-8", "surrogateescape")
-
-    async def archive(self, image: Image, names: Sequence[str]) -> AsyncIterator[bytes]:
-        """The image as ``docker save`` writes it; an image without a name is removed again afterwards."""
-        images = self.engine.images
-        temporary = not image.tags and not image.digests
-        wanted = [parse_name(name) for name in names]
-        try:
-            for reference in wanted if temporary else ():
-                images.add_tag(image.id, reference)
-            selected = save.select(images, [each.familiar for each in wanted] or [image.id])
-            async for piece in save.save(images, selected):
-                yield piece
-        finally:
-            if temporary:
-                with contextlib.suppress(SeacanError):
-                    for reference in wanted:
-                        images.remove(reference.familiar)
-                    if not wanted:
-                        images.remove(image.id)
 
     async def files_archive(self, outcome: Outcome) -> AsyncIterator[bytes]:
         """The file system of the result as one archive."""
@@ -461,25 +509,34 @@ class _Resolver:
 
     async def _image(self, reference: str, platform: Platform) -> ResolvedImage:
         images = self._engine.images
-        wanted = platform if self._request.options.platform is not None else None
+        named = self._request.options.platform is not None or not _runs_here(platform)
+        wanted = platform if named else None
         try:
             if self._request.pull and not references.is_identifier(reference):
-                await self._pull(reference, wanted)
-            image = images.get(reference, platform=wanted)
+                image = await self._pull(reference, wanted)
+            else:
+                image = images.get(reference, platform=wanted)
         except NotFound:
             if references.is_identifier(reference):
                 raise
-            await self._pull(reference, wanted)
-            image = images.get(reference, platform=wanted)
+            image = await self._pull(reference, wanted)
         pinned = reference
         if not reference.startswith("sha256:"):
             pinned = str(references.parse(reference).with_default_tag())
-        return ResolvedImage(image.config, image.chain_id or "", pinned, image.id)
+        return ResolvedImage(image.config, image.chain_id or "", pinned, repository_digest(image, pinned))
 
-    async def _pull(self, text: str, platform: Platform | None) -> None:
+    async def _pull(self, text: str, platform: Platform | None) -> Image:
+        """An image of another platform does not get the name: that is the one this machine runs."""
         reference = references.parse(text).with_default_tag()
         credentials = await self._request.credentials(reference.domain)
-        await self._engine.distribution.pull(reference, _silently, credentials=credentials, platform=platform)
+        pulled = await self._engine.distribution.pull(
+            reference,
+            _silently,
+            credentials=credentials,
+            platform=platform,
+            named=platform is None or _runs_here(platform),
+        )
+        return pulled[0]
 
     async def named_context(self, name: str, platform: Platform) -> NamedContext | None:
         contexts = self._request.contexts
@@ -493,6 +550,20 @@ class _Resolver:
             if key in contexts:
                 return contexts[key]
         return None
+
+
+def _runs_here(platform: Platform) -> bool:
+    return platform.satisfies(host_platform())
+
+
+def repository_digest(image: Image, name: str) -> str:
+    """What identifies an image in the repository of ``name``, or its ID where it did not come from there."""
+    with contextlib.suppress(InvalidParameter):
+        repository = references.parse(name).familiar_name
+        for known in image.digests:
+            if known.startswith(f"{repository}@"):
+                return known.partition("@")[2]
+    return image.id
 
 
 class EngineSandboxes:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
+from isal import isal_zlib
 
 from seacan.errors import InvalidParameter, System
 from seacan.images import config as image_config
@@ -26,7 +27,7 @@ from seacan.storage.compression import Compression
 from seacan.storage.digest import ChainID, DiffID, Digest
 from seacan.storage.layers import Staged
 from seacan.storage.pack import PackRequest, PackResult
-from seacan.storage.threads import in_thread_until
+from seacan.storage.threads import in_thread, in_thread_until
 
 
 class NewLayer(msgspec.Struct, frozen=True):
@@ -51,6 +52,22 @@ async def pack_layer(images: Images, upper: os.PathLike[str] | str, lease: Lease
         lease.add(result.digest)
         writer.adopt(Digest(result.digest), result.size)
     return LayerBlob(Digest(result.digest), result.size, manifests.DOCKER_LAYER_GZIP), DiffID(result.diff_id)
+
+
+async def compress_layer(images: Images, blob: LayerBlob, lease: Lease) -> LayerBlob:
+    """The gzipped form of a layer that is kept as it is unpacked."""
+
+    def compress() -> tuple[Digest, int]:
+        with images.blobs.open(blob.digest) as file, images.blobs.writer("compressed layer") as writer:
+            compressor = isal_zlib.compressobj(1, isal_zlib.DEFLATED, 31)
+            while chunk := file.read(1 << 20):
+                writer.write(compressor.compress(chunk))
+            writer.write(compressor.flush())
+            lease.add(writer.digest)
+            return writer.commit(), writer.size
+
+    digest, size = await in_thread(compress)
+    return LayerBlob(digest, size, manifests.DOCKER_LAYER_GZIP)
 
 
 async def commit_layer(

@@ -7,7 +7,7 @@ compressed if they came so, and a pulled image's manifest keeps its digest.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -102,41 +102,47 @@ async def save(images: Images, selected: Sequence[_Selected]) -> AsyncIterator[b
         for digest, content in archive.blobs.items():
             if content is None:
                 await in_thread(images.blobs.verify, digest)
-        yield header(b"blobs/", b"5", 0o755, 0, 0, 0, 0)
-        yield header(b"blobs/sha256/", b"5", 0o755, 0, 0, 0, 0)
-        for digest, content in sorted(archive.blobs.items()):
-            name = f"blobs/sha256/{digests.hexadecimal(digest)}".encode()
-            if content is not None:
-                yield _member(name, content)
-                continue
-            with images.blobs.open(digest) as file:
-                size = images.blobs.size(digest)
-                yield header(name, b"0", 0o644, 0, 0, size, 0)
-                left = size
-                while left:
-                    chunk = await in_thread(file.read, min(left, _READ))
-                    if not chunk:
-                        raise System(f"blob {digest} is truncated")
-                    left -= len(chunk)
-                    yield chunk
-                yield bytes(-size % BLOCK)
+        async for piece in archive_blobs(images, archive.blobs):
+            yield piece
         index = Index(
             schema_version=2,
             media_type=manifests.OCI_INDEX,
             manifests=[descriptor for item in plan for descriptor in item.descriptors],
         )
-        yield _member(b"index.json", msgspec.json.encode(index))
-        yield _member(b"manifest.json", msgspec.json.encode([item.listing for item in plan]))
-        yield _member(b"oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        yield tar_member(b"index.json", msgspec.json.encode(index))
+        yield tar_member(b"manifest.json", msgspec.json.encode([item.listing for item in plan]))
+        yield tar_member(b"oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         repositories: dict[str, dict[str, str]] = {}
         for item in plan:
             for reference in item.references:
                 repositories.setdefault(reference.familiar_name, {})[reference.tag] = item.top
         if repositories:
-            yield _member(b"repositories", msgspec.json.encode(repositories))
+            yield tar_member(b"repositories", msgspec.json.encode(repositories))
         yield bytes(2 * BLOCK)
         for item in plan:
             images.log_event("save", item.id, item.id)
+
+
+async def archive_blobs(images: Images, blobs: Mapping[Digest, bytes | None]) -> AsyncIterator[bytes]:
+    """``blobs/`` of an OCI layout as tar; what has no content given is copied from the store, where it is held."""
+    yield header(b"blobs/", b"5", 0o755, 0, 0, 0, 0)
+    yield header(b"blobs/sha256/", b"5", 0o755, 0, 0, 0, 0)
+    for digest, content in sorted(blobs.items()):
+        name = f"blobs/sha256/{digests.hexadecimal(digest)}".encode()
+        if content is not None:
+            yield tar_member(name, content)
+            continue
+        with images.blobs.open(digest) as file:
+            size = images.blobs.size(digest)
+            yield header(name, b"0", 0o644, 0, 0, size, 0)
+            left = size
+            while left:
+                chunk = await in_thread(file.read, min(left, _READ))
+                if not chunk:
+                    raise System(f"blob {digest} is truncated")
+                left -= len(chunk)
+                yield chunk
+            yield bytes(-size % BLOCK)
 
 
 class _Planned(msgspec.Struct):
@@ -166,7 +172,7 @@ class _Archive:
             "RepoTags": [reference.familiar for reference in item.references] or None,
             "Layers": [f"blobs/sha256/{digests.hexadecimal(layer.digest)}" for layer in layers],
             "LayerSources": {
-                diff_id: Descriptor(media_type=_oci_type(layer), size=layer.size, digest=layer.digest)
+                diff_id: Descriptor(media_type=oci_type(layer.media_type), size=layer.size, digest=layer.digest)
                 for diff_id, layer in zip(image.config.rootfs.diff_ids, layers, strict=True)
             },
         }
@@ -236,14 +242,18 @@ def new_manifest(image: Image, config_size: int, layers: Sequence[LayerBlob]) ->
         schema_version=2,
         media_type=manifests.OCI_MANIFEST,
         config=Descriptor(media_type=manifests.OCI_CONFIG, digest=image.id, size=config_size),
-        layers=[Descriptor(media_type=_oci_type(layer), digest=layer.digest, size=layer.size) for layer in layers],
+        layers=[
+            Descriptor(media_type=oci_type(layer.media_type), digest=layer.digest, size=layer.size) for layer in layers
+        ],
     )
     return msgspec.json.encode(manifest)
 
 
-def _oci_type(layer: LayerBlob) -> str:
-    return _OCI_TYPES.get(layer.media_type, layer.media_type or manifests.OCI_LAYER)
+def oci_type(media_type: str) -> str:
+    """OCI's media type for a layer of Docker's."""
+    return _OCI_TYPES.get(media_type, media_type or manifests.OCI_LAYER)
 
 
-def _member(name: bytes, content: bytes) -> bytes:
+def tar_member(name: bytes, content: bytes) -> bytes:
+    """A small file as a tar has it."""
     return header(name, b"0", 0o644, 0, 0, len(content), 0) + content + bytes(-len(content) % BLOCK)

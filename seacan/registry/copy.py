@@ -29,7 +29,7 @@ from seacan.registry.credentials import Credentials
 from seacan.registry.endpoints import Settings
 from seacan.registry.group import Group
 from seacan.storage import digest as digests
-from seacan.storage.blobs import DOCUMENT_LIMIT, DigestMismatch
+from seacan.storage.blobs import DOCUMENT_LIMIT, Blobs, DigestMismatch
 from seacan.storage.digest import Digest
 from seacan.storage.threads import in_thread
 
@@ -41,13 +41,17 @@ Tell = Callable[[str], None]
 """Hears of each step, in words."""
 
 
-class Place(Protocol):
-    """Where images are: one repository, or one layout."""
+class Origin(Protocol):
+    """Where images come from."""
 
     async def manifest(self, reference: str) -> tuple[bytes, str]:
         """Bytes and media type of a manifest by tag or digest; "" is the only one there, or ``latest``."""
 
     def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]: ...
+
+
+class Place(Origin, Protocol):
+    """Where images are: one repository, or one layout."""
 
     async def has_blob(self, digest: Digest) -> bool: ...
 
@@ -90,7 +94,7 @@ async def copy(
 class Copy:
     """One copy between two places. ``tell`` hears of each manifest and blob."""
 
-    def __init__(self, origin: Place, target: Place, tell: Tell) -> None:
+    def __init__(self, origin: Origin, target: Place, tell: Tell) -> None:
         self._origin = origin
         self._target = target
         self._tell = tell
@@ -234,6 +238,21 @@ class RegistryPlace:
 
     async def finish(self) -> None:
         return None
+
+
+class Stored:
+    """The engine's own blobs, as where images come from: by digest, without names."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+
+    async def manifest(self, reference: str) -> tuple[bytes, str]:
+        return self._blobs.read(Digest(reference)), manifests.OCI_MANIFEST
+
+    async def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
+        with self._blobs.open(descriptor.digest) as file:
+            while chunk := await in_thread(file.read, _READ):
+                yield chunk
 
 
 class _Layout:

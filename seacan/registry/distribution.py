@@ -77,9 +77,12 @@ class Distribution:
         credentials: Credentials = NONE,
         platform: Platform | None = None,
         all_tags: bool = False,
+        named: bool = True,
     ) -> list[Image]:
         """See :meth:`seacan.registry.pull.Puller.pull`."""
-        return await self.puller.pull(reference, report, credentials=credentials, platform=platform, all_tags=all_tags)
+        return await self.puller.pull(
+            reference, report, credentials=credentials, platform=platform, all_tags=all_tags, named=named
+        )
 
     async def push(
         self,

@@ -64,15 +64,18 @@ class Puller:
         credentials: Credentials = NONE,
         platform: Platform | None = None,
         all_tags: bool = False,
+        named: bool = True,
     ) -> list[Image]:
         """Pull ``reference`` (with ``all_tags`` its whole repository); Docker's messages go to ``report``.
+
+        Without ``named`` the image is known by its digest alone, and the tag stays what it is.
 
         Raises :class:`NotFound` and others in dockerd's words; then no new image is visible, and what was downloaded
         completely so far is found again by the next attempt.
         """
         failure: SeacanError | None = None
         for repository in self.registries.repositories(reference, credentials):
-            attempt = _Pull(self, repository, report, platform)
+            attempt = _Pull(self, repository, report, platform, named=named)
             try:
                 return await attempt.run(reference, all_tags=all_tags)
             except SeacanError as error:
@@ -95,13 +98,16 @@ class Puller:
 class _Pull:
     """One repository at one endpoint."""
 
-    def __init__(self, puller: Puller, repository: Repository, report: Report, platform: Platform | None) -> None:
+    def __init__(
+        self, puller: Puller, repository: Repository, report: Report, platform: Platform | None, *, named: bool
+    ) -> None:
         self._images = puller.images
         self._downloads = puller.downloads
         self._check = puller.check
         self._repository = repository
         self._report = report
         self._platform = platform
+        self._named = named
         self.begun = False
         self._layers: set[str] = set()
         """Blobs that are worth keeping, unfinished or not, for the next attempt."""
@@ -202,7 +208,8 @@ class _Pull:
             if indexes:
                 kept = [*map(digests.of, indexes), *attachments.result()]
                 self._images.indexes.record(digest, image.id, manifest_digest, kept)
-            for name in [reference.digested(digest), *([reference] if reference.tag and not reference.digest else ())]:
+            tagged = self._named and reference.tag and not reference.digest
+            for name in [reference.digested(digest), *([reference] if tagged else ())]:
                 if self._images.keeps_platform(image.id, name, digest):
                     continue
                 if name.digest:

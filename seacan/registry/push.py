@@ -12,16 +12,16 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
-from isal import isal_zlib
 
 from seacan.errors import NotFound, SeacanError, System
 from seacan.images import manifest as manifests
 from seacan.images import progress
-from seacan.images.commit import ensure_archives
+from seacan.images.commit import compress_layer, ensure_archives
 from seacan.images.indexes import Entry
 from seacan.images.manifest import Descriptor, Manifest, Platform
 from seacan.images.progress import Report, short_id
 from seacan.images.reference import Reference
+from seacan.images.save import oci_type
 from seacan.images.store import Image, Images, LayerBlob, Lease
 from seacan.registry.client import Registries, RegistryError, Repository, Unreachable
 from seacan.registry.credentials import NONE, Credentials
@@ -207,7 +207,7 @@ class _Push:
             ),
             layers=[
                 Descriptor(
-                    media_type=_oci_type(layer.media_type) if oci else layer.media_type,
+                    media_type=oci_type(layer.media_type) if oci else layer.media_type,
                     digest=layer.digest,
                     size=layer.size,
                 )
@@ -232,7 +232,7 @@ class _Push:
             raise System(f"layer {diff_id} has no archive to push")
         if blob.media_type in _PLAIN and not as_it_came:
             async with slots:
-                blob = await self._compress(blob, lease)
+                blob = await compress_layer(self._images, blob, lease)
         await self._send_retried(label, blob, slots)
         return blob
 
@@ -311,34 +311,12 @@ class _Push:
                     told = loop.time()
                     await self._report(progress.bar(label, "Pushing", sent, blob.size))
 
-    async def _compress(self, blob: LayerBlob, lease: Lease) -> LayerBlob:
-        """The gzipped form of a layer that is kept as it is unpacked."""
-
-        def compress() -> tuple[Digest, int]:
-            with self._images.blobs.open(blob.digest) as file, self._images.blobs.writer("compressed layer") as writer:
-                compressor = isal_zlib.compressobj(1, isal_zlib.DEFLATED, 31)
-                while chunk := file.read(_READ):
-                    writer.write(compressor.compress(chunk))
-                writer.write(compressor.flush())
-                lease.add(writer.digest)
-                return writer.commit(), writer.size
-
-        digest, size = await in_thread(compress)
-        return LayerBlob(digest, size, manifests.DOCKER_LAYER_GZIP)
-
 
 def _described(content: bytes, digest: Digest) -> dict[str, object]:
     """A manifest's or index's descriptor as JSON."""
     document = manifests.decode(content, f"manifest {digest}")
     usual = manifests.OCI_MANIFEST if isinstance(document, Manifest) else manifests.OCI_INDEX
     return {"mediaType": document.media_type or usual, "digest": digest, "size": len(content)}
-
-
-def _oci_type(media_type: str) -> str:
-    return {
-        manifests.DOCKER_LAYER: manifests.OCI_LAYER,
-        manifests.DOCKER_LAYER_GZIP: manifests.OCI_LAYER + "+gzip",
-    }.get(media_type, media_type)
 
 
 async def _large(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

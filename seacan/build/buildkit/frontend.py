@@ -21,6 +21,8 @@ from seacan.build.dockerfile.lint import Checks, Finding
 from seacan.build.dockerfile.parser import Range, parse
 from seacan.build.graph import Limits
 from seacan.build.ignore import clean
+from seacan.build.provenance import Wanted, attributes
+from seacan.build.scan import Scanner
 from seacan.errors import InvalidParameter, SeacanError, Unsupported
 from seacan.images.manifest import Platform, parse_platform
 
@@ -98,6 +100,8 @@ class Settings:
     contexts: Mapping[str, str]
     checks: Checks | None
     caches: tuple[Entry, ...] = ()
+    provenance: Wanted | None = None
+    scanner: Scanner | None = None
     base: Options = field(default_factory=Options)
 
     @classmethod
@@ -120,6 +124,11 @@ class Settings:
         if network not in ("", "default", "none", "host", "sandbox"):
             raise InvalidParameter(f"invalid netmode {network}")
         checks = arguments.get("BUILDKIT_DOCKERFILE_CHECK")
+        attests = {key.lower(): value for key, value in prefixed("build-arg:BUILDKIT_ATTEST_").items()}
+        attests |= {key.lower(): value for key, value in prefixed("attest:").items()}
+        for kind in attests:
+            if kind not in ("provenance", "sbom"):
+                raise InvalidParameter(f'unknown attestation type "{kind}"')
         base = Options(
             build_args=arguments,
             target=attrs.get("target", ""),
@@ -156,6 +165,8 @@ class Settings:
             contexts=prefixed("context:"),
             checks=Checks.parse(checks) if checks is not None else None,
             caches=_caches(attrs.get("cache-imports", ""), attrs.get("cache-from", "")),
+            provenance=Wanted.read(attests["provenance"]) if "provenance" in attests else None,
+            scanner=Scanner.read(attributes(attests["sbom"])) if "sbom" in attests else None,
             base=base,
         )
 

@@ -662,7 +662,7 @@ class _Translation:
             vertex = self.base_vertices.get((image.chain_id, str(platform)))
             if vertex is None:
                 vertex = Vertex(
-                    ImageSource(stage.base, image.chain_id),
+                    ImageSource(image.pinned or stage.base, image.chain_id, image.digest),
                     name=name,
                     source=_source(stage.location),
                     platform=platform,
