@@ -37,8 +37,8 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         container = engine.containers.get(request.match_info["id"])
         try:
             found = await asyncio.to_thread(engine.snapshots.changes, container.id)
-        except RecursionError:
-            raise System(f"cannot compare container {container.id}: its folders are nested too deeply") from None
+        except OSError as error:
+            raise System(f"cannot compare container {container.id}: {error.strerror}") from error
         return json_response([{"Path": change.path, "Kind": int(change.kind)} for change in found] or None)
 
     async def commit_(request: web.Request) -> web.StreamResponse:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from seacan.linux import syscalls as k
+from seacan.linux.descent import Descent
 from seacan.linux.overlay import mount_overlay
 from seacan.linux.paths import is_on, make_in_root, open_in_root
 from seacan.runtime import spec
@@ -502,27 +503,33 @@ def mount_filesystem(plan: MountPlan) -> int:
 
 def copy_up(source: int, destination: int) -> None:
     """Copy the tree at ``source`` (an O_PATH folder) into the root of ``destination`` (option ``tmpcopyup``)."""
-    directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)
-    try:
-        _copy_attributes(directory, destination)
-        _copy_entries(directory, destination)
-    finally:
-        os.close(directory)
+    with Descent((source, destination)) as descent:
+        _copy_attributes(descent.here[0], destination)
+        folders = [_copy_files(*descent.here)]
+        while True:
+            if folders[-1]:
+                name = folders[-1].pop()
+                os.mkdir(name, 0o700, dir_fd=descent.here[1])
+                descent.down()
+                descent.step(0, name)
+                descent.step(1, name)
+                folders.append(_copy_files(*descent.here))
+                continue
+            folders.pop()
+            if not folders:
+                return
+            _copy_attributes(*descent.here)
+            descent.up()
 
 
-def _copy_entries(source: int, destination: int) -> None:
+def _copy_files(source: int, destination: int) -> list[str]:
+    """Copy what is no folder; gives the folders' names."""
+    folders: list[str] = []
     for name in os.listdir(source):
         found = os.stat(name, dir_fd=source, follow_symlinks=False)
         kind = stat.S_IFMT(found.st_mode)
         if kind == stat.S_IFDIR:
-            os.mkdir(name, 0o700, dir_fd=destination)
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            with (
-                _closing(os.open(name, flags, dir_fd=source)) as inner,
-                _closing(os.open(name, flags, dir_fd=destination)) as made,
-            ):
-                _copy_entries(inner, made)
-                _copy_attributes(inner, made)
+            folders.append(name)
         elif kind == stat.S_IFLNK:
             os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=destination)
             os.chown(name, found.st_uid, found.st_gid, dir_fd=destination, follow_symlinks=False)
@@ -536,6 +543,7 @@ def _copy_entries(source: int, destination: int) -> None:
         else:
             os.mknod(name, found.st_mode, found.st_rdev, dir_fd=destination)
             os.chown(name, found.st_uid, found.st_gid, dir_fd=destination, follow_symlinks=False)
+    return folders
 
 
 def _copy_attributes(source: int, destination: int) -> None:

@@ -8,43 +8,28 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from seacan.errors import Conflict, NotFound, System
+from seacan.errors import Conflict, System
 from seacan.runtime.bundle import OverlayRoot, Rootfs
 from seacan.storage import walk
 from seacan.storage.database import Database
 from seacan.storage.digest import ChainID
+from seacan.storage.kept import KeptSnapshots
 from seacan.storage.layers import Layers
 from seacan.storage.snapshots import Change, Usage
 from seacan.storage.trash import Trash
 
-SNAPSHOT_SCHEMA = (
-    """
-    CREATE TABLE snapshots (
-        key TEXT PRIMARY KEY,
-        parent TEXT REFERENCES layers (chain_id)
-    ) WITHOUT ROWID;
-    CREATE INDEX snapshots_by_parent ON snapshots (parent);
-    """,
-)
 
-
-class OverlaySnapshots:
+class OverlaySnapshots(KeptSnapshots):
     driver = "overlay2"
 
     def __init__(
         self, root: Path, database: Database, layers: Layers, trash: Trash, *, user_namespace: bool = False
     ) -> None:
-        self.root = root
-        self._database = database
-        self._layers = layers
-        self._trash = trash
+        super().__init__(root, database, layers, trash)
         self._options = ("userxattr",) if user_namespace else ("index=off",)
-        root.mkdir(parents=True, exist_ok=True, mode=0o710)
-        database.migrate("snapshots", SNAPSHOT_SCHEMA)
 
     def prepare(self, key: str, parent: ChainID | None) -> Rootfs:
         lower = self._below(parent)
@@ -61,7 +46,7 @@ class OverlaySnapshots:
             os.mkdir(upper, 0o755)
             os.mkdir(work, 0o700)
             _copy_root(Path(lower[0]) if lower else None, upper)
-            self._database.execute("INSERT INTO snapshots VALUES (?, ?)", (key, parent))
+            self._record(key, parent)
         except BaseException:
             self._trash.discard(folder)
             raise
@@ -76,22 +61,6 @@ class OverlaySnapshots:
     def view(self, parent: ChainID | None) -> Rootfs:
         # Overlay wants two layers where there is no upper one, and a bare folder would show its whiteouts.
         return OverlayRoot((*self._lower(parent), self._empty("below")), options=self._options)
-
-    def parent(self, key: str) -> ChainID | None:
-        row = self._database.execute("SELECT parent FROM snapshots WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            raise NotFound(f"snapshot {key} does not exist")
-        return ChainID(row[0]) if row[0] is not None else None
-
-    def exists(self, key: str) -> bool:
-        return self._database.execute("SELECT 1 FROM snapshots WHERE key = ?", (key,)).fetchone() is not None
-
-    def keys(self) -> list[str]:
-        return [row[0] for row in self._database.execute("SELECT key FROM snapshots")]
-
-    def remove(self, key: str) -> None:
-        self._database.execute("DELETE FROM snapshots WHERE key = ?", (key,))
-        self._trash.discard(self.root / key)
 
     def usage(self, key: str) -> Usage:
         return walk.usage(self.upper(key))
@@ -120,18 +89,6 @@ class OverlaySnapshots:
         if rest:
             data["LowerDir"] = ":".join(rest)
         return data
-
-    def recover(self, wanted: Collection[str] | None = None) -> None:
-        known = set(self.keys())
-        if wanted is not None:
-            for key in known - set(wanted):
-                self.remove(key)
-            known &= set(wanted)
-        with os.scandir(self.root) as entries:
-            present = [entry.name for entry in entries]
-        for name in present:
-            if name not in known:
-                self._trash.discard(self.root / name)
 
     def _below(self, parent: ChainID | None) -> tuple[str, ...]:
         """What is under a container's own layer: its mount points, then the image."""

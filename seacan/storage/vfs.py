@@ -12,34 +12,25 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seacan.errors import Conflict, NotFound, System
+from seacan.errors import Conflict, System
+from seacan.linux.descent import FOLDER, Descent
 from seacan.runtime.bundle import DirectoryRoot, Rootfs
 from seacan.storage import walk
-from seacan.storage.database import Database
 from seacan.storage.digest import ChainID
-from seacan.storage.layers import Layers
-from seacan.storage.overlay import SNAPSHOT_SCHEMA
+from seacan.storage.kept import KeptSnapshots
 from seacan.storage.snapshots import Change, ChangeKind, Usage
-from seacan.storage.trash import Trash
 
 _FICLONE = 0x40049409
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _VIEW = "view-"
+_PATH_LIMIT = 4096
+"""linux/limits.h. The names of a file that lie deeper become files of their own."""
 
 
-class VfsSnapshots:
+class VfsSnapshots(KeptSnapshots):
     driver = "vfs"
-
-    def __init__(self, root: Path, database: Database, layers: Layers, trash: Trash) -> None:
-        self.root = root
-        self._database = database
-        self._layers = layers
-        self._trash = trash
-        root.mkdir(parents=True, exist_ok=True, mode=0o710)
-        database.migrate("snapshots", SNAPSHOT_SCHEMA)
 
     def prepare(self, key: str, parent: ChainID | None) -> Rootfs:
         folder = self.root / key
@@ -49,7 +40,7 @@ class VfsSnapshots:
             self._trash.discard(folder)
         self._copy(folder, self._below(parent))
         try:
-            self._database.execute("INSERT INTO snapshots VALUES (?, ?)", (key, parent))
+            self._record(key, parent)
         except BaseException:
             self._trash.discard(folder)
             raise
@@ -67,22 +58,6 @@ class VfsSnapshots:
             self._copy(folder, [layer.path for layer in self._layers.stack(parent)])
         return DirectoryRoot(str(folder))
 
-    def parent(self, key: str) -> ChainID | None:
-        row = self._database.execute("SELECT parent FROM snapshots WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            raise NotFound(f"snapshot {key} does not exist")
-        return ChainID(row[0]) if row[0] is not None else None
-
-    def exists(self, key: str) -> bool:
-        return self._database.execute("SELECT 1 FROM snapshots WHERE key = ?", (key,)).fetchone() is not None
-
-    def keys(self) -> list[str]:
-        return [row[0] for row in self._database.execute("SELECT key FROM snapshots")]
-
-    def remove(self, key: str) -> None:
-        self._database.execute("DELETE FROM snapshots WHERE key = ?", (key,))
-        self._trash.discard(self.root / key)
-
     def usage(self, key: str) -> Usage:
         return walk.usage(self.upper(key))
 
@@ -91,11 +66,9 @@ class VfsSnapshots:
         with contextlib.ExitStack() as open_folders:
             descriptors = []
             for path in (str(self.upper(key)), *lowers):
-                descriptors.append(os.open(path, _FOLDER))
+                descriptors.append(os.open(path, FOLDER))
                 open_folders.callback(os.close, descriptors[-1])
-            changes: list[Change] = []
-            _compare(descriptors[0], descriptors[1:], "/", changes)
-        return sorted(changes)
+            return sorted(_compare(descriptors))
 
     def upper(self, key: str) -> Path:
         return self.root / key
@@ -107,11 +80,11 @@ class VfsSnapshots:
         folder.mkdir(mode=0o755)
         try:
             with contextlib.ExitStack() as opened:
-                source, target = os.open(self.upper(key), _FOLDER), os.open(folder, _FOLDER)
+                source, target = os.open(self.upper(key), FOLDER), os.open(folder, FOLDER)
                 opened.callback(os.close, source)
                 opened.callback(os.close, target)
-                links = _Links(target)
                 _copy_attributes(source, target)
+                links = _Links(target)
                 for change in self.changes(key):
                     _copy_change(change, source, target, links)
             yield folder
@@ -120,18 +93,6 @@ class VfsSnapshots:
 
     def graph_driver(self, key: str | None, parent: ChainID | None) -> dict[str, str]:
         return {}
-
-    def recover(self, wanted: Collection[str] | None = None) -> None:
-        known = set(self.keys())
-        if wanted is not None:
-            for key in known - set(wanted):
-                self.remove(key)
-            known &= set(wanted)
-        with os.scandir(self.root) as entries:
-            present = [entry.name for entry in entries]
-        for name in present:
-            if name not in known:
-                self._trash.discard(self.root / name)
 
     def _below(self, parent: ChainID | None) -> list[Path]:
         return [self._layers.init(parent), *(layer.path for layer in self._layers.stack(parent))]
@@ -143,15 +104,13 @@ class VfsSnapshots:
         building.mkdir(mode=0o755)
         try:
             with contextlib.ExitStack() as open_folders:
-                target = os.open(building, _FOLDER)
+                target = os.open(building, FOLDER)
                 open_folders.callback(os.close, target)
                 sources: list[int] = []
                 for path in paths:
-                    sources.append(os.open(path, _FOLDER))
+                    sources.append(os.open(path, FOLDER))
                     open_folders.callback(os.close, sources[-1])
-                _merge(target, sources, _Links(target), "")
-                if sources:
-                    _copy_attributes(sources[0], target)
+                _merge(target, sources)
             os.rename(building, folder)
         except OSError as error:
             self._trash.discard(building)
@@ -166,13 +125,46 @@ class _Links:
         self.paths: dict[tuple[int, int], str] = {}
 
 
-def _merge(target: int, sources: list[int], links: _Links, path: str) -> None:
+def _merge(target: int, sources: list[int]) -> None:
     """Fill ``target`` with what an overlay of ``sources`` (topmost first) would show."""
+    links = _Links(target)
+    with Descent([target, *sources]) as descent:
+        walks = [_Walk("", list(range(1, len(sources) + 1)))]
+        _merge_folder(descent, walks[-1], links)
+        while True:
+            here = walks[-1]
+            if here.folders:
+                name, below = here.folders.pop()
+                os.mkdir(name, 0o700, dir_fd=descent.here[0])
+                descent.down()
+                descent.step(0, name)
+                walks.append(_Walk(f"{here.path}{name}/", walk.step_merged(descent, below, name)))
+                _merge_folder(descent, walks[-1], links)
+                continue
+            # The files in it have been made: its time of change stays.
+            if here.below:
+                _copy_attributes(descent.here[here.below[0]], descent.here[0])
+            walks.pop()
+            if not walks:
+                return
+            descent.up()
+
+
+class _Walk:
+    """Where a walk is: a path that ends in a slash, the trees that have it, and folders still to be entered."""
+
+    def __init__(self, path: str, below: list[int]) -> None:
+        self.path = path
+        self.below = below
+        self.folders: list[tuple[str, list[int]]] = []
+
+
+def _merge_folder(descent: Descent, at: _Walk, links: _Links) -> None:
+    """Copy what is no folder; note the folders, with the trees that may have a part in them."""
     done: set[str] = set()
-    for index, source in enumerate(sources):
-        with os.scandir(source) as entries:
-            names = sorted(entry.name for entry in entries)
-        for name in names:
+    for index, tree in enumerate(at.below):
+        source = descent.here[tree]
+        for name in sorted(os.listdir(source)):
             if name in done:
                 continue
             done.add(name)
@@ -180,50 +172,45 @@ def _merge(target: int, sources: list[int], links: _Links, path: str) -> None:
             if walk.is_whiteout(info):
                 continue
             if stat.S_ISDIR(info.st_mode):
-                os.mkdir(name, 0o700, dir_fd=target)
-                inner = os.open(name, _FOLDER, dir_fd=target)
-                below = walk.merged(sources[index:], name)
-                try:
-                    _merge(inner, below, links, f"{path}{name}/")
-                    _copy_attributes(below[0], inner)
-                finally:
-                    os.close(inner)
-                    walk.close(below)
+                at.folders.append((name, at.below[index:]))
             else:
-                _copy_file(name, info, source, target, links, path + name)
+                _copy_file(name, info, source, descent.here[0], links, at.path + name)
         if walk.is_opaque(source):
             break
 
 
 def _copy_change(change: Change, source: int, target: int, links: _Links) -> None:
     *parents, name = change.path.strip("/").split("/")
-    with contextlib.ExitStack() as opened:
+    with Descent([source, target]) as descent:
         for parent in parents:
-            source = os.open(parent, _FOLDER, dir_fd=source)
-            opened.callback(os.close, source)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(parent, 0o700, dir_fd=target)
-            target = os.open(parent, _FOLDER, dir_fd=target)
-            opened.callback(os.close, target)
-            _copy_attributes(source, target)
+            _step_both(descent, parent)
+        source, target = descent.here
         if change.kind is ChangeKind.DELETED:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=target)
-            return
-        info = os.stat(name, dir_fd=source, follow_symlinks=False)
-        if not stat.S_ISDIR(info.st_mode):
-            _copy_file(name, info, source, target, links, change.path.strip("/"))
-            return
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=target)
-        original = os.open(name, _FOLDER, dir_fd=source)
-        opened.callback(os.close, original)
-        copy = os.open(name, _FOLDER, dir_fd=target)
-        opened.callback(os.close, copy)
-        _copy_attributes(original, copy)
+        else:
+            info = os.stat(name, dir_fd=source, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                _step_both(descent, name)
+                _copy_attributes(*descent.here)
+                descent.up()
+            else:
+                _copy_file(name, info, source, target, links, change.path.strip("/"))
+        for _ in parents:  # which have been written to
+            _copy_attributes(*descent.here)
+            descent.up()
+        _copy_attributes(*descent.here)
+
+
+def _step_both(descent: Descent, name: str) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=descent.here[1])
+    descent.down()
+    descent.step(0, name)
+    descent.step(1, name)
 
 
 def _copy_file(name: str, info: os.stat_result, source: int, target: int, links: _Links, path: str) -> None:
-    if info.st_nlink > 1:
+    if info.st_nlink > 1 and len(os.fsencode(path)) < _PATH_LIMIT:
         first = links.paths.setdefault((info.st_dev, info.st_ino), path)
         if first != path:
             os.link(first, name, src_dir_fd=links.root, dst_dir_fd=target, follow_symlinks=False)
@@ -283,15 +270,36 @@ def _copy_attributes(source: int, target: int) -> None:
     os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
-def _compare(folder: int, below: list[int], path: str, changes: list[Change]) -> None:
-    """What ``folder`` changes compared to the merged folders ``below``."""
+def _compare(folders: list[int]) -> list[Change]:
+    """What the first folder changes compared to the others merged (topmost first)."""
+    changes: list[Change] = []
+    with Descent(folders) as descent:
+        walks = [_Walk("/", list(range(1, len(folders))))]
+        _compare_folder(descent, walks[-1], changes)
+        while True:
+            here = walks[-1]
+            if here.folders:
+                name, below = here.folders.pop()
+                descent.down()
+                descent.step(0, name)
+                walks.append(_Walk(f"{here.path}{name}/", walk.step_merged(descent, below, name)))
+                _compare_folder(descent, walks[-1], changes)
+                continue
+            walks.pop()
+            if not walks:
+                return changes
+            descent.up()
+
+
+def _compare_folder(descent: Descent, at: _Walk, changes: list[Change]) -> None:
+    folder = descent.here[0]
     present = set(os.listdir(folder))
-    original = walk.merged_entries(below)
-    changes.extend(Change(path + name, ChangeKind.DELETED) for name in original.keys() - present)
-    for name in sorted(present):
+    original = walk.merged_entries([descent.here[tree] for tree in at.below])
+    changes.extend(Change(at.path + name, ChangeKind.DELETED) for name in original.keys() - present)
+    for name in present:
         info = os.stat(name, dir_fd=folder, follow_symlinks=False)
         before = original.get(name)
-        here = path + name
+        here = at.path + name
         if before is None:
             changes.append(Change(here, ChangeKind.ADDED))
         elif not walk.same(info, before[1]) and not (
@@ -299,12 +307,5 @@ def _compare(folder: int, below: list[int], path: str, changes: list[Change]) ->
         ):
             changes.append(Change(here, ChangeKind.MODIFIED))
         if stat.S_ISDIR(info.st_mode):
-            inner = os.open(name, _FOLDER, dir_fd=folder)
-            lower: list[int] = []
-            try:
-                if before is not None and stat.S_ISDIR(before[1].st_mode):
-                    lower = walk.merged(below[before[0] :], name)
-                _compare(inner, lower, here + "/", changes)
-            finally:
-                os.close(inner)
-                walk.close(lower)
+            shared = before is not None and stat.S_ISDIR(before[1].st_mode)
+            at.folders.append((name, at.below[before[0] :] if before is not None and shared else []))

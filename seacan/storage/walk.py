@@ -7,10 +7,9 @@ import os
 import stat
 
 from seacan.errors import System
+from seacan.linux.descent import FOLDER, Descent
 from seacan.storage import tree
 from seacan.storage.snapshots import Change, ChangeKind, Usage
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def usage(root: str | os.PathLike[str]) -> Usage:
@@ -53,58 +52,66 @@ def is_opaque(descriptor: int) -> bool:
 
 
 def overlay_changes(upper: str | os.PathLike[str], lowers: list[str]) -> list[Change]:
-    """What ``upper`` changes in the stack ``lowers`` (topmost first), as ``docker diff`` tells it."""
+    """What ``upper`` changes in the stack ``lowers`` (topmost first), as ``docker diff`` tells it.
+
+    Raises OSError (ESTALE) where a container moves about the folders that are being looked at.
+    """
     changes: list[Change] = []
-    with contextlib.ExitStack() as open_folders:
-        root = os.open(upper, _FOLDER)
-        open_folders.callback(os.close, root)
-        below = []
-        for lower in lowers:
-            descriptor = os.open(lower, _FOLDER)
-            open_folders.callback(os.close, descriptor)
-            below.append(descriptor)
-        _compare_overlay(root, below, "/", changes)
+    with contextlib.ExitStack() as opened:
+        roots = []
+        for root in (upper, *lowers):
+            roots.append(os.open(root, FOLDER))
+            opened.callback(os.close, roots[-1])
+        descent = opened.enter_context(Descent(roots))
+        walks = [("/", _compare_folder(descent, "/", list(range(1, len(roots))), changes))]
+        while walks:
+            path, folders = walks[-1]
+            if not folders:
+                walks.pop()
+                if walks:
+                    descent.up()
+                continue
+            name, below = folders.pop()
+            descent.down()
+            try:
+                descent.step(0, name)
+            except (FileNotFoundError, NotADirectoryError):
+                descent.up()  # a running container has taken it away
+                continue
+            below = step_merged(descent, below, name)
+            inner = f"{path}{name}/"
+            if is_opaque(descent.here[0]):
+                _report_hidden(descent.here[0], [descent.here[layer] for layer in below], inner, changes)
+                below = []
+            walks.append((inner, _compare_folder(descent, inner, below, changes)))
     return sorted(changes)
 
 
-def _compare_overlay(folder: int, below: list[int], path: str, changes: list[Change]) -> None:
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries)
-    for name in names:
+def _compare_folder(
+    descent: Descent, path: str, below: list[int], changes: list[Change]
+) -> list[tuple[str, list[int]]]:
+    """Note the changes in one folder; gives the folders in it with the trees below that may have a part in them."""
+    folders: list[tuple[str, list[int]]] = []
+    lowers = [descent.here[layer] for layer in below]
+    for name in os.listdir(descent.here[0]):
         try:
-            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            info = os.stat(name, dir_fd=descent.here[0], follow_symlinks=False)
         except FileNotFoundError:
             continue
         here = path + name
-        lower, lower_info = _find(below, name)
+        index, before = _find(lowers, name)
         if is_whiteout(info):
-            if lower_info is not None:
+            if before is not None:
                 changes.append(Change(here, ChangeKind.DELETED))
-            continue
-        if not stat.S_ISDIR(info.st_mode):
-            if lower_info is None:
-                changes.append(Change(here, ChangeKind.ADDED))
-            elif not same(info, lower_info):
-                changes.append(Change(here, ChangeKind.MODIFIED))
-            continue
-        inner = os.open(name, _FOLDER, dir_fd=folder)
-        inner_below: list[int] = []
-        try:
-            opaque = is_opaque(inner)
-            if lower_info is None:
-                changes.append(Change(here, ChangeKind.ADDED))
-            else:
-                changes.append(Change(here, ChangeKind.MODIFIED))
-            if lower_info is not None and stat.S_ISDIR(lower_info.st_mode):
-                inner_below = merged(below[lower:], name)
-                if opaque:
-                    _report_hidden(inner, inner_below, here + "/", changes)
-                    close(inner_below)
-                    inner_below = []
-            _compare_overlay(inner, inner_below, here + "/", changes)
-        finally:
-            os.close(inner)
-            close(inner_below)
+        elif stat.S_ISDIR(info.st_mode):
+            changes.append(Change(here, ChangeKind.ADDED if before is None else ChangeKind.MODIFIED))
+            shared = before is not None and stat.S_ISDIR(before.st_mode)
+            folders.append((name, below[index:] if shared else []))
+        elif before is None:
+            changes.append(Change(here, ChangeKind.ADDED))
+        elif not same(info, before):
+            changes.append(Change(here, ChangeKind.MODIFIED))
+    return folders
 
 
 def _report_hidden(folder: int, below: list[int], path: str, changes: list[Change]) -> None:
@@ -124,25 +131,20 @@ def _find(below: list[int], name: str) -> tuple[int, os.stat_result | None]:
     return len(below), None
 
 
-def merged(below: list[int], name: str) -> list[int]:
-    """The folders called ``name`` that overlay would merge, topmost first."""
-    found: list[int] = []
-    for descriptor in below:
+def step_merged(descent: Descent, trees: list[int], name: str) -> list[int]:
+    """Let those of the trees (topmost first) go into ``name`` whose folders overlay would merge; gives which."""
+    entered: list[int] = []
+    for layer in trees:
         try:
-            inner = os.open(name, _FOLDER, dir_fd=descriptor)
+            descent.step(layer, name)
         except FileNotFoundError:
             continue
         except OSError:
             break
-        found.append(inner)
-        if is_opaque(inner):
+        entered.append(layer)
+        if is_opaque(descent.here[layer]):
             break
-    return found
-
-
-def close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
+    return entered
 
 
 def merged_entries(below: list[int]) -> dict[str, tuple[int, os.stat_result]]:

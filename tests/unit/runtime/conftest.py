@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from seacan.storage.tree import remove
 from tests.bundles import Bundles, make_tree, needs_root_and_busybox
 
 
@@ -29,4 +30,4 @@ def bundles(tree: Path) -> Iterator[Bundles]:
     made = Bundles(folder, tree)
     yield made
     made.close()
-    shutil.rmtree(folder)
+    remove(str(folder))

@@ -116,6 +116,24 @@ def test_tmpcopyup_keeps_content_links_modes_and_owners(bundles: Bundles) -> Non
     assert bundles.run(configuration, rootfs=root) == (1, "content640 7 8\ntouch: /data/x: Read-only file system\n")
 
 
+def test_tmpcopyup_copies_a_tree_deeper_than_any_stack(bundles: Bundles) -> None:
+    root = bundles.overlay()
+    assert root.upper is not None
+    here = os.open(root.upper, os.O_RDONLY)
+    for name in ("data", *["d"] * 1100):
+        os.mkdir(name, dir_fd=here)
+        inner = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(os.open("leaf", os.O_WRONLY | os.O_CREAT, dir_fd=here))
+    os.close(here)
+    configuration = bundles.spec(
+        ["sh", "-c", "cd /data; i=0; while cd d 2>/dev/null; do i=$((i+1)); done; echo $i; ls"]
+    )
+    configuration.mounts.append(spec.Mount("/data", "tmpfs", "tmpfs", ["tmpcopyup"]))
+    assert bundles.run(configuration, rootfs=root) == (0, "1100\nleaf\n")
+
+
 def test_an_idmapped_mount_shifts_owners_both_ways(bundles: Bundles) -> None:
     source = bundles.folder / "source"
     source.mkdir()

@@ -20,6 +20,8 @@ from seacan.storage.layers import Layers, Staged
 from seacan.storage.mounting import open_rootfs
 from seacan.storage.snapshots import Change, ChangeKind, Snapshots
 from seacan.storage.trash import Trash
+from seacan.storage.tree import remove
+from seacan.storage.walk import usage
 from tests.unit.storage.archives import Entry, archive, folder, hard_link, symlink
 from tests.unit.storage.conftest import Unpack
 
@@ -36,6 +38,15 @@ def snapshots(
     if request.param == "overlay2" and (why := overlay_obstacle(tmp_path)):
         pytest.skip(f"overlay cannot be mounted here: {why}")
     return open_snapshots(request.param, tmp_path / "snapshots", database, layers, trash)
+
+
+@pytest.fixture
+def deep_folder(tmp_path: Path) -> Iterator[None]:
+    """The test's folder is emptied here: pytest cannot remove trees this deep."""
+    yield
+    for path in tmp_path.iterdir():
+        if path.is_dir():
+            remove(str(path))
 
 
 @pytest.fixture
@@ -280,3 +291,29 @@ async def test_mount_points_are_there_and_are_no_change_of_the_container_s(snaps
     assert snapshots.usage("c1").size < 100
     with mounted(snapshots.view(top)) as root:
         assert (root / "etc/hosts").read_bytes() == b"image"
+
+
+async def test_trees_deeper_than_any_stack_are_merged_compared_and_copied(
+    snapshots: Snapshots, stack: Stack, deep_folder: None
+) -> None:
+    levels = 1100
+    deep = "d/" * levels
+    top = await stack(
+        [folder("d"), Entry("d/file", b"1")], [Entry(f"{deep}leaf", b"x"), hard_link(f"{deep}again", f"{deep}leaf")]
+    )
+    with mounted(snapshots.prepare("c", top)) as root:
+        there = os.open(root, os.O_RDONLY)
+        for _ in range(levels):
+            inner = os.open("d", os.O_RDONLY, dir_fd=there)
+            os.close(there)
+            there = inner
+        assert sorted(os.listdir(there)) == ["again", "leaf"]
+        os.unlink("leaf", dir_fd=there)
+        os.mkdir("new", dir_fd=there)
+        os.close(there)
+    changes = snapshots.changes("c")
+    assert Change(f"/{deep}leaf", ChangeKind.DELETED) in changes
+    assert Change(f"/{deep}new", ChangeKind.ADDED) in changes
+    assert all(change.kind is ChangeKind.MODIFIED for change in changes if change.path.strip("/") in ("d", "d/d"))
+    with snapshots.difference("c") as difference:
+        assert usage(difference).inodes >= levels
