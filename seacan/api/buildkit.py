@@ -21,8 +21,9 @@ import msgspec
 from aiohttp import web
 
 from seacan.api import hijack
+from seacan.api.buildcontexts import Contexts
 from seacan.build import context as contexts
-from seacan.build import remote
+from seacan.build import emulation, remote
 from seacan.build.buildkit import frontend
 from seacan.build.buildkit import messages as pb
 from seacan.build.buildkit.http2 import Connection
@@ -30,17 +31,17 @@ from seacan.build.buildkit.rpc import INVALID_ARGUMENT, NOT_FOUND, UNIMPLEMENTED
 from seacan.build.buildkit.rpc import server as grpc_server
 from seacan.build.buildkit.session import ClientSession, ContextFolders
 from seacan.build.cacheconfig import Entry
-from seacan.build.dockerfile.convert import Converted, NamedContext, targets
+from seacan.build.dockerfile.convert import Converted, targets
 from seacan.build.dockerfile.lint import Checks
 from seacan.build.dockerfile.parser import Range, directive
-from seacan.build.graph import GitSource, ImageSource, LocalSource, Scratch, Source, Vertex
+from seacan.build.graph import GitSource, LocalSource, Scratch, Source, Vertex
 from seacan.build.ignore import read_ignore_file
 from seacan.build.imports import Cache
 from seacan.build.provenance import Facts
 from seacan.build.solver import BuildFailed, SourceFolder
 from seacan.build.sources import parse_git
 from seacan.engine.buildexport import Content, Form, Product, assemble, boolean, check, sources
-from seacan.engine.builds import Builds, Outcome, Request, parse_name, repository_digest
+from seacan.engine.builds import Builds, Outcome, Request, parse_name
 from seacan.errors import InvalidParameter, NotFound, SeacanError, Unsupported
 from seacan.images import config as image_config
 from seacan.images import reference as references
@@ -152,6 +153,7 @@ class _Job:
     response: dict[str, str] = field(default_factory=dict)
     error: pb.RPCStatus | None = None
     caches: list[Cache] | None = None
+    contexts: list[Contexts] = field(default_factory=list)
     pinned: bool = False
 
 
@@ -282,6 +284,8 @@ class BuildKit:
                     result.lease.release()
                     await self.builds.release(result.outcome)
             job.results.clear()
+            for named in job.contexts:
+                named.close()
             if job.session is not None:
                 job.session.release()
             self._history_changed.set()
@@ -330,7 +334,6 @@ class BuildKit:
         await call.reply(pb.Position(line=1))  # HealthCheckResponse{status: SERVING}
 
     def _worker(self) -> pb.WorkerRecord:
-        here = host_platform().normalised()
         return pb.WorkerRecord(
             self.engine.id,
             {
@@ -340,7 +343,7 @@ class BuildKit:
                 "org.mobyproject.buildkit.worker.snapshotter": self.engine.snapshots.driver,
                 "org.mobyproject.buildkit.worker.moby.host-gateway-ip": "",
             },
-            [_platform(here)],
+            [_platform(each) for each in emulation.platforms()],
             [],
             _version(),
         )
@@ -681,19 +684,22 @@ class BuildKit:
         """Build for one platform; what is made is in ``results`` too, to be released if another platform fails."""
         assert job.session is not None and job.request is not None
         options = settings.options(platform, loaded.patterns)
-        named = await self._named_contexts(job, settings, inputs, platform)
         request = Request(
             loaded.dockerfile,
             options,
             pull=settings.pull,
             filename=settings.filename,
-            contexts=named,
             credentials=job.session.credentials,
             looking_up=_looking_up(job.recorder),
             entitlements=job.request.entitlements,
             caches=await self._caches(job, settings),
             scanner=settings.scanner,
         )
+        named = Contexts(
+            self.builds, job.session, request, settings.contexts, lambda name: self._input(inputs.get(name))
+        )
+        job.contexts.append(named)
+        request = replace(request, contexts=named.find)
         source = frontend.SourceText(settings.filename, loaded.dockerfile)
         try:
             async with looking_up:
@@ -730,39 +736,6 @@ class BuildKit:
             job.recorder.completed(vertex)
         job.caches = found
         return found
-
-    async def _named_contexts(
-        self, job: _Job, settings: frontend.Settings, inputs: Mapping[str, pb.Definition], platform: Platform | None
-    ) -> dict[str, NamedContext]:
-        named: dict[str, NamedContext] = {}
-        for name, value in settings.contexts.items():
-            kind, _, rest = value.partition(":")
-            if kind == "docker-image":
-                image = self.engine.images.get(rest.removeprefix("//"))
-                shown = f"[context {name}] {rest.removeprefix('//')}"
-                reference = str(references.parse(rest.removeprefix("//")).with_default_tag())
-                source = ImageSource(reference, image.chain_id or "", repository_digest(image, reference))
-                vertex = Vertex(source, name=shown)
-                named[name] = NamedContext(vertex, image.config)
-            elif kind == "local":
-                named[name] = NamedContext(
-                    Vertex(LocalSource(rest, (), ("/",)), name=f"[context {name}] load from client", internal=True)
-                )
-            elif kind == "input":
-                found = self._input(inputs.get(rest))
-                if found is None:
-                    raise InvalidParameter(f"invalid input {rest} for {name}")
-                named[name] = NamedContext(found.converted.vertex, found.config)
-            elif (git := parse_git(value)) is not None:
-                named[name] = NamedContext(
-                    Vertex(
-                        GitSource(git.remote, git.reference, git.folder, bool(git.keep_git_dir), git.checksum),
-                        name=f"[context {name}] {value}",
-                    )
-                )
-            else:
-                raise Unsupported(f"build context {name}={value} is not supported")
-        return named
 
     def _input(self, definition: pb.Definition | None) -> Outcome | None:
         """A result of this or another build, by the definition it was given out with."""

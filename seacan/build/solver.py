@@ -26,6 +26,7 @@ import msgspec
 from seacan.build import files, remote
 from seacan.build.cache import BuildCache, Layer
 from seacan.build.cacheconfig import Claim
+from seacan.build.emulation import check_platform
 from seacan.build.graph import (
     CopyFiles,
     Exec,
@@ -43,8 +44,7 @@ from seacan.build.graph import (
 )
 from seacan.build.imports import Imports
 from seacan.build.progress import Progress, SharedLog
-from seacan.errors import InvalidParameter, NotFound, SeacanError, System, Unsupported
-from seacan.images.manifest import host_platform
+from seacan.errors import InvalidParameter, NotFound, SeacanError, System
 from seacan.images.store import Images
 from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
@@ -884,25 +884,6 @@ class Build:
 def holder(id: str) -> str:
     """Under what name the image store keeps a layer for the cache."""
     return f"build:{id}"
-
-
-def check_platform(vertex: Vertex) -> None:
-    """Refuse to run another platform's programs unless the kernel has been told how.
-
-    :raises Unsupported: binfmt_misc knows no interpreter for it.
-    """
-    wanted, here = vertex.platform, host_platform().normalised()
-    if wanted is None or (wanted.os, wanted.architecture) == (here.os, here.architecture):
-        return
-    if wanted.os == "linux" and (here.architecture, wanted.architecture) in (("amd64", "386"), ("arm64", "arm")):
-        return
-    names = {"amd64": "x86_64", "arm64": "aarch64", "386": "i386"}
-    interpreter = f"/proc/sys/fs/binfmt_misc/qemu-{names.get(wanted.architecture, wanted.architecture)}"
-    if not os.path.exists(interpreter):
-        raise Unsupported(
-            f"cannot run a step for platform {wanted} on {here}: binfmt_misc has no interpreter for "
-            f"{wanted.architecture} (looked for {interpreter}); install qemu-user-static"
-        )
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,10 @@ async def no_credentials(_host: str) -> Credentials:
     return NONE
 
 
+async def _no_context(_name: str, _platform: Platform) -> None:
+    """No named contexts."""
+
+
 async def _silently(_message: dict[str, object]) -> None:
     """Progress of a pull that nobody is shown."""
 
@@ -86,7 +90,7 @@ class Request:
     squash: bool = False
     pull: bool = False
     filename: str = "Dockerfile"
-    contexts: Mapping[str, NamedContext] = field(default_factory=dict)
+    contexts: Callable[[str, Platform], Awaitable[NamedContext | None]] = _no_context
     credentials: Callable[[str], Awaitable[Credentials]] = no_credentials
     """What to tell a registry, by its host."""
     looking_up: Callable[[str], contextlib.AbstractContextManager[None]] = lambda _reference: contextlib.nullcontext()
@@ -141,6 +145,10 @@ class Builds:
     async def convert(self, request: Request) -> Converted:
         """Translate the Dockerfile, looking base images up."""
         return await convert(request.dockerfile, request.options, _Resolver(self.engine, request))
+
+    async def find_image(self, request: Request, reference: str, platform: Platform) -> ResolvedImage:
+        """An image as the request would find a base image. :raises NotFound:"""
+        return await _Resolver(self.engine, request).image(reference, platform)
 
     async def build(
         self,
@@ -539,17 +547,7 @@ class _Resolver:
         return pulled[0]
 
     async def named_context(self, name: str, platform: Platform) -> NamedContext | None:
-        contexts = self._request.contexts
-        if not contexts:
-            return None
-        for key in (
-            name,
-            name.removesuffix(":latest"),
-            name.removeprefix("docker.io/library/").removesuffix(":latest"),
-        ):
-            if key in contexts:
-                return contexts[key]
-        return None
+        return await self._request.contexts(name, platform)
 
 
 def _runs_here(platform: Platform) -> bool:
