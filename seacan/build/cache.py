@@ -329,14 +329,26 @@ class BuildCache:
         return gone, freed
 
     def collect(self, limits: CacheLimits) -> tuple[list[str], int]:
-        """Prune what is over the limits, longest unused first. What images use takes no room of the cache's."""
-        own = sum(record.size for record in self.records() if not record.shared)
+        """Prune what is over the limits. What images use takes no room of the cache's."""
         disk = os.statvfs(self.root)
-        keep = limits.keep(own, disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)
-        if keep is None:
-            return [], 0
-        shared = sum(record.size for record in self.records() if record.shared)
-        return self.prune(most=max(1, keep + shared))
+        gone: list[str] = []
+        freed = 0
+        for rule in limits.rules(disk.f_blocks * disk.f_frsize):
+            records = self.records()
+            own = sum(record.size for record in records if not record.shared)
+            shared = sum(record.size for record in records if record.shared)
+            keep = rule.keep(own, disk.f_bavail * disk.f_frsize + freed)
+            if own <= keep and not (rule.all and not keep):
+                continue
+            removed, bytes_freed = self.prune(
+                all=rule.all,
+                unused_for=rule.unused_for,
+                most=keep + shared if keep else 0,
+                kinds=rule.kinds,
+            )
+            gone += removed
+            freed += bytes_freed
+        return gone, freed
 
     def recover(self) -> None:
         """After a start: folders without a row are what a killed build was making, and a row without a folder is of one

@@ -26,12 +26,13 @@ from seacan.cli.flags import (
     parse,
     parse_bool,
     parse_bytes,
+    parse_duration,
     parse_integer,
     parse_label,
     parse_ulimit,
 )
 from seacan.engine.config import Ulimit
-from seacan.engine.options import LIVE, AddressPool, CacheLimits, EngineOptions, RuntimeOption
+from seacan.engine.options import LIVE, AddressPool, CacheLimits, CachePolicy, EngineOptions, RuntimeOption
 from seacan.errors import InvalidParameter, Unsupported
 from seacan.registry.endpoints import masked
 
@@ -242,7 +243,40 @@ def _cache_limits(builder: Any) -> CacheLimits:
     for key, name in _CACHE_KEYS.items():
         if gc.get(key):
             sizes[name] = parse_bytes(str(gc[key]))
-    return CacheLimits(enabled=gc.get("enabled", True), **sizes)
+    policy = gc.get("policy") or []
+    if not isinstance(policy, list):
+        raise InvalidParameter("builder.gc.policy: must be a list")
+    return CacheLimits(enabled=gc.get("enabled", True), policy=tuple(map(_cache_policy, policy)), **sizes)
+
+
+_POLICY_KEYS = {
+    "keepStorage": "reserved",
+    "reservedSpace": "reserved",
+    "maxUsedSpace": "most",
+    "minFreeSpace": "free",
+}
+
+
+def _cache_policy(rule: Any) -> CachePolicy:
+    """``{"reservedSpace": "5GB", "filter": ["unused-for=48h", "type=source.local"], "all": false}``"""
+    if not isinstance(rule, dict) or not isinstance(rule.get("all", False), bool):
+        raise InvalidParameter('builder.gc.policy: each must be of the form {"filter": […], "maxUsedSpace": "5GB", …}')
+    unknown = [f"builder.gc.policy.{key}" for key in rule if key not in {"all", "filter", *_POLICY_KEYS}]
+    if unknown:
+        raise InvalidParameter(f"the following directives don't match any configuration option: {', '.join(unknown)}")
+    sizes = {name: parse_bytes(str(rule[key])) for key, name in _POLICY_KEYS.items() if rule.get(key)}
+    kinds: list[str] = []
+    unused_for = 0
+    filters = rule.get("filter") or []
+    for text in filters if isinstance(filters, list) else [filters]:
+        key, _, value = str(text).replace("==", "=").partition("=")
+        if key in ("unused-for", "until"):
+            unused_for = parse_duration(value)
+        elif key == "type":
+            kinds.append(value)
+        else:
+            raise InvalidParameter(f"builder.gc.policy.filter: {text!r} is neither unused-for=DURATION nor type=KIND")
+    return CachePolicy(all=rule.get("all", False), unused_for=unused_for, kinds=tuple(kinds), **sizes)
 
 
 # --- values --------------------------------------------------------------------------------------------------------
@@ -605,15 +639,11 @@ def _refuse_unsupported(given: Given, values: Mapping[str, Any]) -> list[str]:
             raise Unsupported(f"--{flag}={text}: {reason}")
         if values.get(key):
             raise Unsupported(f"{key}: {reason}")
-    warnings = [
+    return [
         f"{name} has no effect: {reason}"
         for name, reason in TUNES_WHAT_IS_NOT_THERE.items()
         if name in given.texts or name in values
     ]
-    builder = values.get("builder")
-    if isinstance(builder, dict) and isinstance(builder.get("gc"), dict) and builder["gc"].get("policy"):
-        warnings.append("builder.gc.policy has no effect: only the defaults of builder.gc are kept to")
-    return warnings
 
 
 def _check_exec_opts(options: Sequence[str]) -> None:

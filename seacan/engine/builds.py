@@ -66,6 +66,8 @@ log = logging.getLogger(__name__)
 
 _COLLECT_AFTER = 1.0
 """Seconds after a build; builds that end meanwhile are covered too."""
+_COLLECT_EVERY = 3600.0
+"""Seconds between two looks without a build: records get old by themselves."""
 
 
 async def no_credentials(_host: str) -> Credentials:
@@ -135,6 +137,7 @@ class Builds:
         """Roll back what a killed engine was building."""
         self.cache.recover()
         await self.sandboxes.recover()
+        self._collect_in(_COLLECT_AFTER)
 
     async def close(self) -> None:
         if self._collecting is not None:
@@ -334,11 +337,19 @@ class Builds:
         if outcome.imports is not None:
             await outcome.imports.close()
         self.cache.release([layer.id for layer in outcome.layers])
-        if self._collecting is None:
-            self._collecting = asyncio.get_running_loop().call_later(_COLLECT_AFTER, self._collect)
+        self._collect_in(_COLLECT_AFTER)
+
+    def _collect_in(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._collecting is not None:
+            if self._collecting.when() <= loop.time() + seconds:
+                return
+            self._collecting.cancel()
+        self._collecting = loop.call_later(seconds, self._collect)
 
     def _collect(self) -> None:
         self._collecting = None
+        self._collect_in(_COLLECT_EVERY)
         try:
             gone, freed = self.cache.collect(self.engine.options.build_cache)
         except (SeacanError, OSError) as error:

@@ -26,30 +26,73 @@ class AddressPool(msgspec.Struct, kw_only=True, frozen=True):
     size: int
 
 
+class CachePolicy(msgspec.Struct, frozen=True):
+    """One rule by which the cache of builds is pruned; sizes are bytes.
+
+    While the cache is larger than :meth:`keep` says, records go that have not been used for ``unused_for`` nanoseconds
+    and are of one of ``kinds`` (none: of any), the longest unused first; with ``all`` those that images use too.
+    """
+
+    all: bool = False
+    unused_for: int = 0
+    kinds: tuple[str, ...] = ()
+    reserved: int = 0
+    most: int = 0
+    free: int = 0
+
+    def keep(self, used: int, available: int) -> int:
+        """How many bytes a cache of ``used`` may keep with so many free on its disk; BuildKit's arithmetic."""
+        if not (self.reserved or self.most or self.free):
+            return 0
+        goal = self.most
+        excess = self.free - available
+        if excess > 0:
+            goal = min(goal, used - excess) if goal else used - excess
+        elif self.free and not goal:
+            goal = used
+        return max(goal, self.reserved)
+
+
+_TEMPORARY = ("source.local", "exec.cachemount", "source.git.checkout")
+"""What is made again most easily."""
+_HOUR = 3600 * 10**9
+
+
 class CacheLimits(msgspec.Struct, frozen=True):
     """How much disk the cache of builds may take when nobody prunes it: ``builder.gc`` of daemon.json.
 
     In bytes; None stands for a share of the disk, as in dockerd. ``reserved`` is what the cache may always have,
-    ``most`` what it may have at most (0: no limit), ``free`` what is to stay free.
+    ``most`` what it may have at most (0: no limit), ``free`` what is to stay free. ``policy`` says it rule by rule
+    instead.
     """
 
     enabled: bool = True
     reserved: int | None = None
     most: int | None = None
     free: int | None = None
+    policy: tuple[CachePolicy, ...] = ()
 
-    def keep(self, used: int, disk: int, available: int) -> int | None:
-        """Down to how many bytes to prune a cache of ``used`` bytes on a disk of that size; None: leave it."""
+    def rules(self, disk: int) -> tuple[CachePolicy, ...]:
+        """What is to be kept to on a disk of that size, one after the other: dockerd's, where none are given.
+
+        Contexts, checkouts and cache mounts that have not been used for two days may have but a part of what is
+        reserved, what has not been used for 60 days goes first.
+        """
         if not self.enabled:
-            return None
-        reserved = disk // 10 if self.reserved is None else self.reserved
-        most = disk * 3 // 4 if self.most is None else self.most
-        free = disk // 5 if self.free is None else self.free
-        goal = min(used, most) if most else used
-        if available < free:
-            goal = min(goal, used - (free - available))
-        goal = max(goal, reserved)
-        return goal if goal < used else None
+            return ()
+        if self.policy:
+            return self.policy
+        rest = CachePolicy(
+            reserved=disk // 10 if self.reserved is None else self.reserved,
+            most=disk * 3 // 4 if self.most is None else self.most,
+            free=disk // 5 if self.free is None else self.free,
+        )
+        temporary = max(1, rest.reserved * 138 // 1000)
+        return (
+            CachePolicy(unused_for=48 * _HOUR, kinds=_TEMPORARY, most=temporary),
+            msgspec.structs.replace(rest, unused_for=60 * 24 * _HOUR),
+            rest,
+        )
 
 
 class EngineOptions(msgspec.Struct, kw_only=True):

@@ -12,7 +12,7 @@ from seacan.cli import configuration
 from seacan.cli.configuration import Configuration, load, parse_host, reload
 from seacan.cli.flags import FlagError
 from seacan.engine.config import Ulimit
-from seacan.engine.options import AddressPool, CacheLimits, RuntimeOption
+from seacan.engine.options import AddressPool, CacheLimits, CachePolicy, RuntimeOption
 from seacan.errors import InvalidParameter, SeacanError, Unsupported
 
 
@@ -297,5 +297,22 @@ def test_what_is_wrong_with_the_limits_of_the_cache_is_said(file: Path) -> None:
     assert "builder.nope" in refusal(file, content={"builder": {"nope": {}}})
     assert "invalid size: 'much'" in refusal(file, content={"builder": {"gc": {"defaultReservedSpace": "much"}}})
     assert "must be of the form" in refusal(file, content={"builder": {"gc": 3}})
-    found = loaded(file, content={"builder": {"gc": {"policy": [{"all": True}]}}})
-    assert found.warnings == ("builder.gc.policy has no effect: only the defaults of builder.gc are kept to",)
+    for rule, words in (
+        (3, "each must be of the form"),
+        ({"nope": 1}, "builder.gc.policy.nope"),
+        ({"filter": ["label=x"]}, "neither unused-for=DURATION nor type=KIND"),
+        ({"filter": ["unused-for=often"]}, "often"),
+        ({"maxUsedSpace": "much"}, "invalid size: 'much'"),
+    ):
+        assert words in refusal(file, content={"builder": {"gc": {"policy": [rule]}}})
+
+
+def test_the_cache_of_builds_has_a_policy(file: Path) -> None:
+    rules = [
+        {"filter": ["unused-for=48h", "type==source.local"], "keepStorage": "1GB"},
+        {"all": True, "maxUsedSpace": "2GB", "minFreeSpace": "3GB"},
+    ]
+    assert loaded(file, content={"builder": {"gc": {"policy": rules}}}).engine.build_cache.policy == (
+        CachePolicy(unused_for=48 * 3600 * 10**9, kinds=("source.local",), reserved=1 << 30),
+        CachePolicy(all=True, most=2 << 30, free=3 << 30),
+    )
