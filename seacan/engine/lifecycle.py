@@ -305,9 +305,12 @@ class Lifecycle:
         """Fill the files that the shim has mounted, or is about to: in place, since the mount is of the inode."""
         folder = self._engine.containers.folder(container)
         for name, text in zip(NAME_FILES, (texts.hostname, texts.hosts, texts.resolv_conf), strict=True):
-            fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+            fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CLOEXEC)
             try:
-                os.write(fd, text.encode())
+                written = os.write(fd, text.encode())
+                # Not O_TRUNC: ext4 writes out to the disk what is closed after it was cut to nothing (0.4 ms).
+                if os.fstat(fd).st_size > written:
+                    os.ftruncate(fd, written)
             finally:
                 os.close(fd)
 

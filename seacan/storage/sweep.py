@@ -15,7 +15,10 @@ _TOLD = 20
 
 
 class SweepRequest(msgspec.Struct, frozen=True):
+    """``names`` in ``folder`` are to be deleted."""
+
     folder: str
+    names: list[str]
 
 
 class SweepResult(msgspec.Struct, frozen=True):
@@ -23,13 +26,13 @@ class SweepResult(msgspec.Struct, frozen=True):
 
 
 def main(argument: str, fds: Sequence[int]) -> int:
-    """The worker: empties the folder."""
+    """The worker: deletes."""
     return worker.answer(_sweep, SweepRequest, argument, fds)
 
 
 def _sweep(request: SweepRequest, _: Sequence[int]) -> SweepResult:
     failures: list[str] = []
-    for name in os.listdir(request.folder):
+    for name in request.names:
         try:
             tree.remove(os.path.join(request.folder, name))
         except (OSError, SeacanError) as error:

@@ -1,6 +1,7 @@
 """Folders on their way out: renamed here at once, deleted later by a process that does nothing else.
 
-A removal so costs its caller one ``rename``. What a crash left is deleted by the first sweep after the next start.
+A removal so costs its caller one ``rename``. It goes into a folder that nothing is deleted from yet, as it would wait
+for that (0.9 ms instead of 0.02). What a crash left is deleted by the first sweep after the next start.
 """
 
 from __future__ import annotations
@@ -31,12 +32,18 @@ class Trash:
         self._launcher = launcher
         self._sweeping: asyncio.Task[None] | None = None
         self._dirty = False
+        self._batch: Path | None = None
+        """What takes discarded folders until the next sweep."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def discard(self, path: Path) -> None:
         """Make ``path`` (a folder that may not exist) disappear."""
+        if self._batch is None:
+            batch = self.folder / secrets.token_hex(8)
+            batch.mkdir(mode=0o700)
+            self._batch = batch
         try:
-            os.rename(path, self.folder / secrets.token_hex(8))
+            os.rename(path, self._batch / secrets.token_hex(8))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -64,11 +71,10 @@ class Trash:
     async def _sweep(self) -> None:
         while self._dirty:
             await asyncio.sleep(_DELAY)
-            self._dirty = False
+            self._dirty, self._batch = False, None
+            request = SweepRequest(str(self.folder), os.listdir(self.folder))
             try:
-                done = await worker.run(
-                    self._launcher, "seacan.storage.sweep:main", SweepRequest(str(self.folder)), (), SweepResult
-                )
+                done = await worker.run(self._launcher, "seacan.storage.sweep:main", request, (), SweepResult)
             except SeacanError as error:
                 log.warning("deleting %s: %s", self.folder, error.message)
                 return

@@ -12,7 +12,7 @@ from statistics import median
 from uuid import uuid4
 
 from seacan.images.bootstrap import busybox_archive
-from tests.bench.measure import Row, Table
+from tests.bench.measure import Row, Table, in_memory
 from tests.bench.peers import TREE, Dockerd
 from tests.bench.peers import dockerd as start_dockerd
 from tests.hosts import DOCKER, Daemon, Host, scratch
@@ -31,6 +31,7 @@ def measure() -> list[Table]:
         busybox_archive(archive)
         host = Host()
         stack.callback(host.close)
+        stack.enter_context(in_memory(folder / "ours" / "exec"))
         ours = Daemon(folder / "ours", host).start()
         stack.callback(ours.close)
         ours.docker("load", "-i", str(archive))

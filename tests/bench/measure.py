@@ -6,14 +6,17 @@ spread (the 10th and 90th percentiles) is kept for the reader to judge noise by.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import http.client
 import json
 import platform
+import shutil
 import socket
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,19 @@ def machine() -> str:
     import os
 
     return f"{os.cpu_count()} cores ({model}), Linux {platform.release()}, Python {platform.python_version()}"
+
+
+@contextlib.contextmanager
+def in_memory(folder: Path) -> Iterator[Path]:
+    """Make ``folder`` one that is in memory, as /run is on any host: where daemons keep what a reboot ends."""
+    target = Path(tempfile.mkdtemp(prefix="seacan-bench-", dir="/dev/shm"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.symlink_to(target)
+    try:
+        yield folder
+    finally:
+        folder.unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
 
 
 class API:

@@ -22,7 +22,7 @@ from seacan.images.bootstrap import busybox_archive
 from seacan.network.links import inside
 from seacan.network.model import ContainerIdentity, PortRequest
 from seacan.network.networks import Networks
-from tests.bench.measure import API, Row, Table
+from tests.bench.measure import API, Row, Table, in_memory
 from tests.bench.peers import Dockerd
 from tests.bench.peers import dockerd as start_dockerd
 from tests.hosts import Daemon, Host, scratch
@@ -108,6 +108,7 @@ def measure() -> list[Table]:
         busybox_archive(archive)
         host = Host()
         stack.callback(host.close)
+        stack.enter_context(in_memory(folder / "ours" / "exec"))
         ours = Daemon(folder / "ours", host).start()
         stack.callback(ours.close)
         ours.docker("load", "-i", str(archive))

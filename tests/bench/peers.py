@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.bench.measure import in_memory
 from tests.hosts import Host, scratch
 
 TREE = Path(os.environ.get("SEACAN_PEERS", "/opt/peers"))
@@ -142,7 +143,7 @@ def dockerd(*arguments: str) -> Iterator[Dockerd]:
     """A dockerd for the time of the block; raises RuntimeError with the reason where there is none."""
     if reason := missing("dockerd"):
         raise RuntimeError(reason)
-    with scratch("peer") as folder:
+    with scratch("peer") as folder, in_memory(folder / "run"):
         peer = Dockerd(folder, *arguments)
         try:
             yield peer

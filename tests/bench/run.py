@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from seacan.images.bootstrap import busybox_archive
-from tests.bench.measure import API, Row, Table, alternate, private_kib, resident_kib
+from tests.bench.measure import API, Row, Table, alternate, in_memory, private_kib, resident_kib
 from tests.bench.peers import Dockerd, Peer, answers, missing
 from tests.bench.peers import dockerd as start_dockerd
 from tests.hosts import DOCKER, Daemon, Host, scratch
@@ -25,6 +25,7 @@ def measure() -> list[Table]:
         busybox_archive(archive)
         host = Host()
         stack.callback(host.close)
+        stack.enter_context(in_memory(folder / "ours" / "exec"))
         ours = Daemon(folder / "ours", host).start()
         stack.callback(ours.close)
         ours.docker("load", "-i", str(archive))
