@@ -31,7 +31,7 @@ from seacan.build.buildkit.rpc import INVALID_ARGUMENT, NOT_FOUND, UNIMPLEMENTED
 from seacan.build.buildkit.rpc import server as grpc_server
 from seacan.build.buildkit.session import ClientSession, ContextFolders
 from seacan.build.cacheconfig import Entry
-from seacan.build.dockerfile.convert import Converted, targets
+from seacan.build.dockerfile.convert import Converted, Options, targets
 from seacan.build.dockerfile.lint import Checks
 from seacan.build.dockerfile.parser import Range, directive
 from seacan.build.graph import GitSource, LocalSource, Scratch, Source, Vertex
@@ -562,7 +562,7 @@ class BuildKit:
         frontend.check_syntax(directive(loaded.dockerfile.decode("utf-8", "replace"), "syntax") or "")
         request_id = attrs.get("requestid", "")
         if request_id:
-            return "", await self._subrequest(job, request_id, settings, loaded)
+            return "", await self._subrequest(job, request_id, settings, loaded, inputs)
         ref = hashlib.sha256(os.urandom(16)).hexdigest()[:25]
         metadata: dict[str, bytes] = {}
         results: list[_Result] = []
@@ -682,24 +682,13 @@ class BuildKit:
         results: list[_Result],
     ) -> _Result:
         """Build for one platform; what is made is in ``results`` too, to be released if another platform fails."""
-        assert job.session is not None and job.request is not None
-        options = settings.options(platform, loaded.patterns)
-        request = Request(
-            loaded.dockerfile,
-            options,
-            pull=settings.pull,
-            filename=settings.filename,
-            credentials=job.session.credentials,
+        assert job.session is not None
+        request = replace(
+            self._request(job, settings, loaded, settings.options(platform, loaded.patterns), inputs),
             looking_up=_looking_up(job.recorder),
-            entitlements=job.request.entitlements,
             caches=await self._caches(job, settings),
             scanner=settings.scanner,
         )
-        named = Contexts(
-            self.builds, job.session, request, settings.contexts, lambda name: self._input(inputs.get(name))
-        )
-        job.contexts.append(named)
-        request = replace(request, contexts=named.find)
         source = frontend.SourceText(settings.filename, loaded.dockerfile)
         try:
             async with looking_up:
@@ -712,6 +701,30 @@ class BuildKit:
         made = _Result(platform, outcome, lease, settings, parameters, loaded.dockerfile)
         results.append(made)
         return made
+
+    def _request(
+        self,
+        job: _Job,
+        settings: frontend.Settings,
+        loaded: _Loaded,
+        options: Options,
+        inputs: Mapping[str, pb.Definition],
+    ) -> Request:
+        """What the Dockerfile is translated with, its named contexts at hand."""
+        assert job.session is not None and job.request is not None
+        request = Request(
+            loaded.dockerfile,
+            options,
+            pull=settings.pull,
+            filename=settings.filename,
+            credentials=job.session.credentials,
+            entitlements=job.request.entitlements,
+        )
+        named = Contexts(
+            self.builds, job.session, request, settings.contexts, lambda name: self._input(inputs.get(name))
+        )
+        job.contexts.append(named)
+        return replace(request, contexts=named.find)
 
     async def _caches(self, job: _Job, settings: frontend.Settings) -> list[Cache]:
         """The caches the client names. One that cannot be had is told of, and the build goes on without it."""
@@ -763,15 +776,23 @@ class BuildKit:
                 ),
             )
 
-    async def _subrequest(self, job: _Job, name: str, settings: frontend.Settings, loaded: _Loaded) -> dict[str, bytes]:
+    async def _subrequest(
+        self,
+        job: _Job,
+        name: str,
+        settings: frontend.Settings,
+        loaded: _Loaded,
+        inputs: Mapping[str, pb.Definition],
+    ) -> dict[str, bytes]:
         source = frontend.SourceText(settings.filename, loaded.dockerfile)
         if name in ("frontend.lint", "subrequest.lint"):
             failure: SeacanError | None = None
             checks = settings.checks or Checks.parse(directive(source.text, "check") or "")
             options = settings.options(None, loaded.patterns)
             options = replace(options, all_stages=not options.target, checks=checks)
+            request = self._request(job, settings, loaded, options, inputs)
             try:
-                await self.builds.convert(Request(loaded.dockerfile, options, filename=settings.filename))
+                await self.builds.convert(request)
             except SeacanError as error:
                 if not str(error).startswith("lint violation found"):
                     failure = error

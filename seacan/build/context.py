@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -21,7 +20,7 @@ import msgspec
 
 from seacan.build.ignore import Matcher, read_ignore_file
 from seacan.errors import InvalidParameter
-from seacan.storage import tar, worker
+from seacan.storage import tar, tree, worker
 from seacan.storage.compression import expand
 from seacan.storage.unpack import Limits
 from seacan.storage.worker import Launcher
@@ -206,7 +205,7 @@ class _Unpacking:
         except FileNotFoundError:
             return
         except IsADirectoryError:
-            shutil.rmtree(path)
+            tree.remove(os.fsdecode(path))
 
     def _file(self, path: bytes, entry: tar.TarEntry, reader: tar.TarReader) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

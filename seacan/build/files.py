@@ -30,7 +30,7 @@ from seacan.linux.paths import open_in_root
 from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
 from seacan.runtime.rootfs import mount_root
-from seacan.storage import tar, worker
+from seacan.storage import tar, tree, worker
 from seacan.storage.compression import expand
 from seacan.storage.walk import is_opaque
 
@@ -1344,9 +1344,7 @@ def _extract(archive: int, attributes: _Attributes) -> None:
             existing = None
         if existing is not None and not (stat.S_ISDIR(existing.st_mode) and entry.kind == tar.DIRECTORY):
             if stat.S_ISDIR(existing.st_mode):
-                import shutil
-
-                shutil.rmtree(path)
+                tree.remove(os.fsdecode(path))
             else:
                 os.unlink(path)
             existing = None

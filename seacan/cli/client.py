@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, Final
 
 from seacan.errors import InvalidParameter, SeacanError, Unavailable
@@ -189,16 +189,19 @@ class Client:
         *,
         json_body: Any = None,
         body: bytes | IO[bytes] | Iterable[bytes] | None = None,
-        headers: Mapping[str, str] | None = None,
-        upgrade: bool = False,
+        headers: Mapping[str, str | Sequence[str]] | None = None,
+        upgrade: bool | str = False,
     ) -> Response:
-        """Send a request and read the answer's head. The caller closes the answer."""
-        fields = {"Host": "docker", "User-Agent": "seacan", **(headers or {})}
+        """Send a request and read the answer's head. The caller closes the answer.
+
+        ``upgrade`` names the protocol that the connection is to change to (True: "tcp").
+        """
+        fields: dict[str, str | Sequence[str]] = {"Host": "docker", "User-Agent": "seacan", **(headers or {})}
         if json_body is not None:
             body = json.dumps(json_body).encode()
             fields["Content-Type"] = "application/json"
         if upgrade:
-            fields |= {"Connection": "Upgrade", "Upgrade": "tcp"}
+            fields |= {"Connection": "Upgrade", "Upgrade": upgrade if isinstance(upgrade, str) else "tcp"}
         else:
             fields["Connection"] = "close"
         if isinstance(body, bytes):
@@ -210,7 +213,8 @@ class Client:
         connection = self._connect()
         try:
             head = f"{method} {_target(path, query or {})} HTTP/1.1\r\n"
-            head += "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+            for name, values in fields.items():
+                head += "".join(f"{name}: {value}\r\n" for value in ([values] if isinstance(values, str) else values))
             try:
                 connection.sendall(head.encode("latin-1") + b"\r\n" + (body if isinstance(body, bytes) else b""))
                 if body is not None and not isinstance(body, bytes):

@@ -8,8 +8,10 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -403,16 +405,94 @@ def test_an_image_is_built(seacan: Seacan, tmp_path: Path) -> None:
     (tmp_path / "sent").touch()
     iidfile = tmp_path.parent / "iid"
     done = seacan("build", "-t", "built:1", "--build-arg", "X=1", "--iidfile", str(iidfile), str(tmp_path))
-    assert "Step 1/4 : FROM busybox" in done.stdout
-    assert "Successfully tagged built:1" in done.stdout
+    assert "#1 [internal] load build definition from Dockerfile\n" in done.stderr
+    assert re.search(r"^#\d+ \[3/3\] RUN echo x=1 > /x\n#\d+ DONE \d+\.\ds$", done.stderr, re.M)
+    assert re.search(r"^#\d+ naming to docker.io/library/built:1 done$", done.stderr, re.M)
+    assert "CACHED" in seacan("build", str(tmp_path)).stderr
     assert seacan("images", "-q", "--no-trunc", "built").stdout.strip() == iidfile.read_text()
     shown = seacan("run", "--rm", "built:1", "sh", "-c", "cat /x; ls /ctx").stdout
     assert shown == "x=1\nDockerfile\nsent\n"
-    assert seacan("build", "-q", str(tmp_path)).stdout.startswith("sha256:")
+    done = seacan("build", "-q", "--build-arg", "X=1", str(tmp_path))
+    assert (done.stdout.strip(), done.stderr) == (iidfile.read_text(), "")
     failed = seacan("build", "-f", "-", str(tmp_path), input="FROM busybox\nRUN false\n", check=False)
     assert failed.returncode == 1
-    assert failed.stderr == "The command '/bin/sh -c false' returned a non-zero code: 1\n"
-    seacan("rmi", "-f", "built:1")
+    assert "Dockerfile:2\n" in failed.stderr and ">>> RUN false" in failed.stderr
+    assert failed.stderr.endswith(
+        'ERROR: failed to build: failed to solve: process "/bin/sh -c false" did not complete successfully: '
+        "exit code: 1\n"
+    )
+    assert "Successfully tagged squashed:1" in seacan("build", "--squash", "-t", "squashed:1", str(tmp_path)).stdout
+    seacan("rmi", "-f", "built:1", "squashed:1")
+
+
+def test_a_build_gets_what_it_is_offered_and_gives_what_is_asked(seacan: Seacan, tmp_path: Path) -> None:
+    context, other = tmp_path / "context", tmp_path / "other"
+    context.mkdir()
+    other.mkdir()
+    (other / "shared").write_text("shared\n")
+    (tmp_path / "token").write_text("hunter2")
+    (context / "Dockerfile").write_text(
+        "FROM busybox AS made\nARG TARGETARCH\nCOPY --from=more /shared /s\n"
+        "RUN --mount=type=secret,id=token test $(cat /run/secrets/token) = hunter2 && echo $(cat /s) > /out\n"
+        "RUN --mount=type=ssh,required=true test -S $SSH_AUTH_SOCK\n"
+        "FROM scratch\nCOPY --from=made /out /\nCMD echo hi\n"
+    )
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(tmp_path / "agent"))
+        agent.listen()
+        metadata = tmp_path / "metadata"
+        done = seacan(
+            "build", "--secret", f"id=token,src={tmp_path / 'token'}", "--ssh", f"default={tmp_path / 'agent'}",
+            "--build-context", f"more={other}", "-o", str(tmp_path / "files"), "--metadata-file", str(metadata),
+            "-o", f"type=oci,dest={tmp_path / 'image.tar'}", "--provenance=mode=max", "-t", "given:1", str(context),
+        )  # fmt: skip
+    assert (tmp_path / "files/out").read_text() == "shared\n"
+    assert "1 warning found" in done.stderr and "JSONArgsRecommended" in done.stderr
+    with tarfile.open(tmp_path / "image.tar") as archive:
+        index = json.load(archive.extractfile("index.json"))  # type: ignore[arg-type]
+    told = json.loads(metadata.read_text())
+    assert index["manifests"][0]["digest"] == told["containerimage.digest"]
+    assert index["manifests"][0]["mediaType"] == "application/vnd.oci.image.index.v1+json"
+    checked = seacan("build", "--check", "--build-context", f"more={other}", str(context), check=False)
+    assert checked.returncode == 1 and "WARNING: JSONArgsRecommended" in checked.stdout
+    assert "made" in seacan("build", "--call=targets", str(context)).stdout
+    archive_of_context = subprocess.run(["tar", "c", "-C", str(other), "."], capture_output=True, check=True).stdout
+    piped = seacan("build", "-", input=archive_of_context, check=False)
+    assert piped.returncode and "open Dockerfile: no such file or directory" in piped.stderr
+
+
+def test_a_deep_context_is_built_and_an_interrupted_build_ends(seacan: Seacan, daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nCOPY . /c/\nRUN find /c | wc -l > /n\nRUN sleep 300\n")
+    at = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1100):
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(at)
+    client = subprocess.Popen(
+        [sys.executable, "-m", "seacan.cli.main", "build", "--progress=plain", str(tmp_path)],
+        env={**daemon.environment(), "PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert client.stderr is not None
+    for line in client.stderr:
+        if "RUN sleep 300" in line:
+            break
+    client.send_signal(signal.SIGINT)
+    client.stderr.close()
+    assert client.wait(20)
+    deadline = time.monotonic() + 20
+    while list((daemon.exec_root / "build").iterdir()):
+        assert time.monotonic() < deadline, "the step goes on"
+        time.sleep(0.1)
+    subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # pytest cannot
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nCOPY . /c/\n")
+    seacan("build", str(tmp_path))  # the deep tree is taken out of the context that is kept
+    seacan("builder", "prune", "-af")
+    while list((daemon.data_root / "trash").iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_ports_of_a_running_container_come_and_go(seacan: Seacan, daemon: Daemon) -> None:

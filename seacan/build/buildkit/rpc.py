@@ -99,6 +99,15 @@ class Call:
         await self._begin()
         await self._stream.send(framed(message.encode()))
 
+    async def receive_framed(self) -> bytes:
+        """What has come, framed as it is; b"" at the end."""
+        return await self._stream.receive()
+
+    async def send_framed(self, data: bytes) -> None:
+        """Answer with messages that have been framed already."""
+        await self._begin()
+        await self._stream.send(data)
+
     async def _begin(self) -> None:
         if not self._answered:
             self._answered = True
@@ -244,4 +253,6 @@ class Conversation:
         found = dict(headers)
         code = int(found.get("grpc-status", "0") or 0)
         if code:
-            raise Status(code, unquote(found.get("grpc-message", "")))
+            encoded = found.get("grpc-status-details-bin", "")
+            details = base64.b64decode(encoded + "=" * (-len(encoded) % 4)) if encoded else b""
+            raise Status(code, unquote(found.get("grpc-message", "")), details)

@@ -11,11 +11,10 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import shutil
 import socket
 import stat
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -25,7 +24,7 @@ from seacan.build.buildkit.rpc import Conversation, framed
 from seacan.build.buildkit.wire import varint
 from seacan.errors import InvalidParameter
 from seacan.runtime.bundle import Rootfs
-from seacan.storage import worker
+from seacan.storage import tree, worker
 from seacan.storage.mounting import open_rootfs
 from seacan.storage.worker import Launcher
 
@@ -322,7 +321,7 @@ class _Receiver:
                 self.digests[existing.st_ino] = digest
         else:
             if existing is not None and stat.S_ISDIR(existing.st_mode):
-                shutil.rmtree(full)
+                tree.remove(full)
                 existing = None
             self.pending[id] = _Pending(full, described, existing is not None)
             self.request(id)
@@ -445,43 +444,64 @@ def _send(request: SendRequest, fds: Sequence[int]) -> SyncResult:
     sys.path.clear()
     os.set_blocking(fds[0], True)
     link = socket.socket(fileno=fds[0])
-    sender = _Sender(link)
-    sender.walk("")
-    sender.packet(Packet(type=STAT))
-    sender.serve()
+    sender = Sender(link)
+    sender.run(paths_below("/"))
     link.close()
     return SyncResult(len(sender.paths), sender.sent)
 
 
-class _Sender:
-    def __init__(self, link: socket.socket) -> None:
+def paths_below(root: str) -> Iterator[str]:
+    """Every path below ``root``, relative to it: parents first, siblings by name. However deep."""
+    stack: list[Iterator[str]] = [iter(sorted(os.listdir(root)))]
+    while stack:
+        path = next(stack[-1], None)
+        if path is None:
+            stack.pop()
+            continue
+        yield path
+        full = f"{root}/{path}"
+        if stat.S_ISDIR(os.lstat(full).st_mode):
+            stack.append(iter([f"{path}/{name}" for name in sorted(os.listdir(full))]))
+
+
+class Sender:
+    """Speaks the sender's part over ``link``. Paths are below ``root``; with ``anonymous`` all belongs to root."""
+
+    def __init__(self, link: socket.socket, root: str = "", *, anonymous: bool = False) -> None:
         self.link = link
+        self.root = root
+        self.anonymous = anonymous
         self.input: _Readable = link.makefile("rb", buffering=1 << 16)
         self.paths: list[str] = []
         self.inodes: dict[tuple[int, int], str] = {}
         self.sent = 0
 
+    def run(self, paths: Iterable[str]) -> None:
+        """Describe the paths, in :func:`paths_below`'s order, and send what the receiver asks for."""
+        for path in paths:
+            self.describe(path)
+        self.packet(Packet(type=STAT))
+        self.serve()
+
     def packet(self, packet: Packet) -> None:
         self.link.sendall(framed(packet.encode()))
 
-    def walk(self, folder: str) -> None:
-        for name in sorted(os.listdir("/" + folder)):
-            path = f"{folder}/{name}" if folder else name
-            info = os.lstat("/" + path)
-            described = Stat(path, go_mode(info.st_mode), info.st_uid, info.st_gid, 0, info.st_mtime_ns)
-            if stat.S_ISREG(info.st_mode):
-                described.size = info.st_size
-                first = self.inodes.setdefault((info.st_dev, info.st_ino), path) if info.st_nlink > 1 else path
-                if first != path:
-                    described.linkname, described.size = first, 0
-            elif stat.S_ISLNK(info.st_mode):
-                described.linkname = os.readlink("/" + path)
-            elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
-                described.devmajor, described.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
-            self.paths.append(path)
-            self.packet(Packet(type=STAT, stat=described))
-            if stat.S_ISDIR(info.st_mode):
-                self.walk(path)
+    def describe(self, path: str) -> None:
+        full = f"{self.root}/{path}"
+        info = os.lstat(full)
+        owner = (0, 0) if self.anonymous else (info.st_uid, info.st_gid)
+        described = Stat(path, go_mode(info.st_mode), *owner, 0, info.st_mtime_ns)
+        if stat.S_ISREG(info.st_mode):
+            described.size = info.st_size
+            first = self.inodes.setdefault((info.st_dev, info.st_ino), path) if info.st_nlink > 1 else path
+            if first != path:
+                described.linkname, described.size = first, 0
+        elif stat.S_ISLNK(info.st_mode):
+            described.linkname = os.readlink(full)
+        elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
+            described.devmajor, described.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
+        self.paths.append(path)
+        self.packet(Packet(type=STAT, stat=described))
 
     def serve(self) -> None:
         while True:
@@ -492,7 +512,7 @@ class _Sender:
             if kind == REQ:
                 if id >= len(self.paths):
                     raise InvalidParameter(f"the client asks for file {id}, of {len(self.paths)}")
-                descriptor = os.open("/" + self.paths[id], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                descriptor = os.open(f"{self.root}/{self.paths[id]}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 with open(descriptor, "rb", buffering=0) as file:
                     while piece := file.read(1 << 15):
                         self.sent += len(piece)
@@ -533,7 +553,7 @@ def go_mode(mode: int) -> int:
 
 def _remove(path: str, info: os.stat_result) -> None:
     if stat.S_ISDIR(info.st_mode):
-        shutil.rmtree(path)
+        tree.remove(path)
     else:
         os.unlink(path)
 
@@ -620,4 +640,4 @@ def _packet(data: bytes) -> tuple[int, int, memoryview | None, memoryview]:
     return kind, id, described, content
 
 
-__all__ = ["SendRequest", "SyncRequest", "SyncResult", "main", "receive", "send", "send_main"]
+__all__ = ["SendRequest", "Sender", "SyncRequest", "SyncResult", "main", "paths_below", "receive", "send", "send_main"]

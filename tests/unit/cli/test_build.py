@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from seacan.cli.build import _is_archive, pack
+from seacan.cli.build import _is_archive, annotation, output, pack, unpack
+from seacan.cli.buildsession import secret
 from seacan.errors import InvalidParameter
 
 
@@ -80,3 +81,53 @@ def test_archives_on_standard_input_are_told_from_dockerfiles() -> None:
     assert _is_archive(b"\x1f\x8b\x08")
     assert _is_archive(b"\0" * 257 + b"ustar\0")
     assert not _is_archive(b"FROM busybox\n")
+
+
+def test_secrets_come_from_files_and_variables(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"from a file")
+    environment = {"NAME": "from a variable", "same": "by its ID"}
+    assert secret(f"id=a,src={tmp_path / 'file'}", environment) == ("a", b"from a file")
+    assert secret("id=b,env=NAME", environment) == ("b", b"from a variable")
+    assert secret("type=env,id=same", environment) == ("same", b"by its ID")
+    for text in ("src=x", "id=c,env=MISSING", "id=d,src=/nonexistent/file", "id=e,what=x"):
+        with pytest.raises(InvalidParameter):
+            secret(text, environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("folder", {"type": "local", "dest": "folder"}),
+        ("-", {"type": "tar", "dest": "-"}),
+        ("type=oci,dest=a.tar", {"type": "oci", "dest": "a.tar"}),
+    ],
+)
+def test_outputs(text: str, meant: dict[str, str]) -> None:
+    assert output(text) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "attribute"),
+    [
+        ("a=b", ("annotation.a", "b")),
+        ("index:a=b", ("annotation-index.a", "b")),
+        ("manifest[linux/arm64]:a=b", ("annotation-manifest[linux/arm64].a", "b")),
+        ("org:a=b:c", ("annotation.org:a", "b:c")),
+    ],
+)
+def test_annotations(text: str, attribute: tuple[str, str]) -> None:
+    assert annotation(text) == attribute
+
+
+def test_a_result_does_not_leave_its_folder(tmp_path: Path) -> None:
+    spool = io.BytesIO()
+    with tarfile.open(fileobj=spool, mode="w") as tar:
+        link = tarfile.TarInfo("up")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(link)
+        member = tarfile.TarInfo("up/stolen")
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"x"))
+    with pytest.raises(tarfile.FilterError):
+        unpack(spool, str(tmp_path / "out"))
+    assert not (tmp_path / "stolen").exists()
