@@ -153,6 +153,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("tlskey", "str", "TLS key file"),
     Setting("tlsverify", "bool", "Use TLS and verify the remote"),
     _engine("userland-proxy", "bool", "Serve published ports on loopback addresses too (default true)"),
+    _engine(
+        "userns-remap", "str", 'User/Group setting for user namespaces ("default", user, uid, user:group, uid:gid)'
+    ),
     Setting("validate", "bool", "Check the configuration and exit", key="-"),
     Setting("version", "bool", "Print the version and exit", key="-", short="v"),
 )
@@ -178,7 +181,6 @@ NOT_SUPPORTED: Final[Mapping[str, tuple[str, str]]] = {
     "node-generic-resource": ("node-generic-resources", "swarm mode is not supported"),
     "rootless": ("rootless", "rootless mode is not supported"),
     "swarm-default-advertise-addr": ("swarm-default-advertise-addr", "swarm mode is not supported"),
-    "userns-remap": ("userns-remap", "remapping every container is not supported"),
 }
 _NOT_SUPPORTED_BOOLEANS = frozenset({"cri-containerd", "rootless"})
 _IGNORED_KEYS = frozenset({"deprecated-key-path", "allow-nondistributable-artifacts"})

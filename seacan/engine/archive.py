@@ -29,6 +29,7 @@ from seacan.linux import capabilities
 from seacan.linux.paths import make_in_root
 from seacan.linux.syscalls import (
     CLONE_NEWNS,
+    CLONE_NEWUSER,
     MOUNT_ATTR_NOSYMFOLLOW,
     MS_PRIVATE,
     MS_REC,
@@ -258,9 +259,17 @@ def _enter(request: Request) -> None:
     if request.pid:
         namespace = os.open(f"/proc/{request.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         root = os.open(f"/proc/{request.pid}/root", os.O_PATH | os.O_CLOEXEC)
+        users = os.open(f"/proc/{request.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         setns(namespace, CLONE_NEWNS)
         os.fchdir(root)
         os.chroot(".")
+        if os.stat(users).st_ino != os.stat("self/ns/user", dir_fd=proc).st_ino:
+            # Owners are to be read and set as the container has them, with no more rights than its root's.
+            setns(users, CLONE_NEWUSER)
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+            kept = capabilities.mask(_CAPABILITIES)
+        os.close(users)
         unshare(CLONE_NEWNS)  # root and working folder go along to the copies
         os.close(namespace)
     else:

@@ -33,7 +33,7 @@ from seacan.build.nursery import Nursery
 from seacan.build.progress import Progress
 from seacan.build.scan import Scan, Scanner, read_scans, scanning
 from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, Result, SandboxMount, Session, Solved, Solver
-from seacan.engine import buildcache, oci
+from seacan.engine import buildcache, oci, remap
 from seacan.engine.buildcache import Ask, ContentStores
 from seacan.engine.buildexport import Content
 from seacan.engine.config import ContainerConfig, EndpointSettings, HostConfig, Ulimit
@@ -612,6 +612,8 @@ class EngineSandboxes:
         id = secrets.token_hex(32)
         bundle = self._root / id
         record = self._record(id, operation, environment)
+        mapping = remap.of(engine.mapping, record.host_config)
+        rootfs = msgspec.structs.replace(rootfs, mapping=mapping)
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(shutil.rmtree, bundle, ignore_errors=True)
             bundle.mkdir(mode=0o700, parents=True)
@@ -625,7 +627,7 @@ class EngineSandboxes:
                 resolv_conf=str(names["resolv.conf"]),
             )
             built = await asyncio.to_thread(oci.build, record, engine.options, sources)
-            built.spec.mounts = [*built.spec.mounts, *(_oci_mount(mount) for mount in mounts)]
+            built.spec.mounts = [*built.spec.mounts, *(_oci_mount(mount, mapping is not None) for mount in mounts)]
             shim = ShimConfig(id=id, rootfs=rootfs, log=LogConfig(driver="none"), seccomp=built.seccomp)
             (bundle / "config.json").write_bytes(spec.encode(built.spec))
             (bundle / "shim.json").write_bytes(msgspec.json.encode(shim))
@@ -663,6 +665,8 @@ class EngineSandboxes:
         host_config = HostConfig(
             network_mode=network,
             privileged=operation.insecure,
+            # As dockerd's: what needs the host's privileges or network is not remapped.
+            userns_mode="host" if operation.insecure or network == "host" else "",
             extra_hosts=[f"{name}:{address}" for name, address in operation.hosts],
             shm_size=operation.shm_size or self._engine.options.default_shm_size,
             ulimits=[Ulimit(name=name, soft=soft, hard=hard) for name, soft, hard in operation.ulimits],
@@ -697,7 +701,9 @@ class EngineSandboxes:
         )
 
 
-def _oci_mount(mount: SandboxMount) -> spec.Mount:
+def _oci_mount(mount: SandboxMount, mapped: bool) -> spec.Mount:
+    """``mapped``: the step has users of its own, and what the build has is to be theirs."""
+    idmap = ["idmap"] if mapped else []
     mode = "ro" if mount.read_only else "rw"
     if mount.kind == "tmpfs":
         options = ["nosuid", "nodev", mode]
@@ -705,8 +711,8 @@ def _oci_mount(mount: SandboxMount) -> spec.Mount:
     if mount.kind == "overlay":
         # One at a time: fsconfig(2) takes no value of more than 255 bytes.
         lower = [f"lowerdir+={path}" for path in mount.lower]
-        return spec.Mount(mount.target, "overlay", "overlay", ["ro", *lower, "index=off"])
-    options = ["rbind", mode, "rprivate", "nosuid", "nodev"]
+        return spec.Mount(mount.target, "overlay", "overlay", ["ro", *lower, "index=off", *idmap])
+    options = ["rbind", mode, "rprivate", "nosuid", "nodev", *idmap]
     if mount.selector != "/":
         options.append(f"subpath={mount.selector.strip('/')}")
     return spec.Mount(mount.target, "bind", mount.source, options)

@@ -244,7 +244,7 @@ class Containers:
             undo.callback(engine.volumes.release_all, id)
             record.mounts = await self._mounts(container)
             if any(point.copy for point in record.mounts):
-                await engine.volumes.populate(record.mounts, engine.snapshots.rootfs(id, read_only=True), id)
+                await engine.volumes.populate(record.mounts, engine.rootfs(id, host_config, read_only=True), id)
             self._set_masks(host_config)
             self.save(container)
             self._add(container)

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from seacan import cgroups
-from seacan.engine import recovery, system
+from seacan.engine import recovery, remap, system
+from seacan.engine.config import HostConfig
 from seacan.engine.container import Container
 from seacan.engine.containers import Containers
 from seacan.engine.database import Database
@@ -38,6 +39,7 @@ from seacan.images.store import ImageUser, open_images
 from seacan.network.networks import Networks
 from seacan.registry.distribution import Distribution
 from seacan.registry.trust import Policy
+from seacan.runtime.bundle import Mapping, Rootfs
 from seacan.runtime.launcher import Launcher
 from seacan.storage.trash import Trash
 from seacan.volumes.volumes import Volumes
@@ -66,6 +68,8 @@ class Engine:
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
         self.events = Events()
+        self.mapping: Mapping | None = None
+        """Whose IDs containers get that do not say ``--userns=host``; None: the host's."""
         self.launcher = Launcher()
         self.id = ""
         self._lock = -1
@@ -80,6 +84,9 @@ class Engine:
         """
         options = self.options
         data_root, exec_root = Path(options.data_root), Path(options.exec_root)
+        self.mapping = remap.resolve(options.userns_remap) if options.userns_remap else None
+        if self.mapping is None:
+            options.userns_remap = ""
         async with contextlib.AsyncExitStack() as undo:
             self._prepare_folders(data_root, exec_root)
             undo.callback(self._unlock)
@@ -97,6 +104,8 @@ class Engine:
             self.images.emit = self.events.emit
             self.images.users = self._image_users
             self.snapshots = self.images.snapshots
+            if self.mapping is not None:
+                await remap.check(self.launcher, self.snapshots.driver, data_root, self.mapping)
             policy = Policy(Path(options.signature_policy)) if options.signature_policy else None
             self.distribution = Distribution(self.images, options, policy=policy)
             undo.push_async_callback(self.distribution.close)
@@ -158,6 +167,11 @@ class Engine:
         if self.options.init_path:
             return self.options.init_path
         return next((path for name in INIT_BINARIES if (path := shutil.which(name))), "")
+
+    def rootfs(self, id: str, host_config: HostConfig, *, read_only: bool = False) -> Rootfs:
+        """A container's root as it is to see it itself. Raises NotFound."""
+        rootfs = self.snapshots.rootfs(id, read_only=read_only)
+        return msgspec.structs.replace(rootfs, mapping=remap.of(self.mapping, host_config))
 
     def cgroup_path(self, container: Container) -> str:
         parent = container.host_config.cgroup_parent or self.options.cgroup_parent

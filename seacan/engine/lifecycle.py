@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from seacan.engine import health, oci
+from seacan.engine import health, oci, remap
 from seacan.engine.attach import hand_over
 from seacan.engine.config import HostConfig
 from seacan.engine.container import Container, ExitStatus, now
@@ -67,6 +67,7 @@ class Lifecycle:
         if container.state.running and not container.state.restarting:
             raise NotModified("container is already running")
         check_host_config(container.host_config)
+        remap.verify(container.host_config, self._engine.options)
         async with container.lock:
             if container.state.running and not container.state.restarting:
                 return
@@ -197,7 +198,7 @@ class Lifecycle:
             for name in NAME_FILES:
                 os.close(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
         sources = oci.Sources(
-            rootfs=engine.snapshots.rootfs(container.id),
+            rootfs=engine.rootfs(container.id, record.host_config),
             hostname=str(folder / "hostname"),
             hosts=str(folder / "hosts"),
             resolv_conf=str(folder / "resolv.conf"),
@@ -207,6 +208,7 @@ class Lifecycle:
                 for point in record.mounts
                 if point.type == "image"
             },
+            foreign=[p.destination for p in record.mounts if p.type == "volume" and engine.volumes.foreign(p.name)],
         )
         try:
             log = log_config(record, engine.containers.folder(container))

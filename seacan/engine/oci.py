@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from seacan.engine import users
+from seacan.engine import remap, users
 from seacan.engine.config import ContainerConfig, DeviceMapping, ExecConfig, HostConfig, Resources, ThrottleDevice
 from seacan.engine.host import Host, host
 from seacan.engine.mounts import MountPoint, tmpfs_data
@@ -31,6 +31,7 @@ from seacan.errors import InvalidParameter, System, Unsupported
 from seacan.linux import seccomp
 from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
+from seacan.runtime.bundle import Mapping as IDMappings
 from seacan.runtime.spec import (
     Box,
     Capabilities,
@@ -76,6 +77,7 @@ INIT_PATH = "/sbin/docker-init"
 """Where ``--init`` puts the init inside the container."""
 _UNLIMITED = (1 << 64) - 1
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hostname", "/etc/hosts")
+_PING = "net.ipv4.ping_group_range"
 _DEVICE_RULE = re.compile(r"([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})")
 
 
@@ -83,8 +85,9 @@ _DEVICE_RULE = re.compile(r"([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})")
 class Sources:
     """What a start knows and a container's record does not.
 
-    ``joined`` names the init of the container whose "network", "ipc" or "pid" namespace is joined. ``images`` has the
-    root filesystem of each image that is mounted, by destination.
+    ``rootfs`` has the mappings of the container's user namespace, if it gets one. ``joined`` names the init of the
+    container whose "network", "ipc" or "pid" namespace is joined. ``images`` has the root filesystem of each image that
+    is mounted, by destination.
     """
 
     rootfs: Rootfs
@@ -93,6 +96,8 @@ class Sources:
     hosts: str | None = None
     joined: Mapping[str, int] = field(default_factory=dict)
     images: Mapping[str, Rootfs] = field(default_factory=dict)
+    foreign: Collection[str] = ()
+    """Destinations of volumes whose owners are not ours to map: those with options."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,9 @@ def build(record: Record, options: EngineOptions, sources: Sources, facts: Host 
     config, host_config = record.config, record.host_config
     security = security_options(host_config, options, record.id)
     process = _process(record, options, security, sources.rootfs)
-    linux = _linux(record, options, facts)
+    linux = _linux(record, options, facts, sources.rootfs.mapping)
     points = _mount_points(record)
-    _namespaces(linux, host_config, sources.joined)
+    _namespaces(linux, host_config, sources)
     spec = Spec(
         oci_version=OCI_VERSION,
         process=process,
@@ -253,7 +258,7 @@ async def exec_process(
 # --- namespaces, devices, limits --------------------------------------------------------------------------------------
 
 
-def _linux(record: Record, options: EngineOptions, facts: Host) -> Linux:
+def _linux(record: Record, options: EngineOptions, facts: Host, mapping: IDMappings | None) -> Linux:
     host_config = record.host_config
     limits = resources_of(host_config)
     devices, rules = _devices(host_config)
@@ -262,7 +267,7 @@ def _linux(record: Record, options: EngineOptions, facts: Host) -> Linux:
         resources=limits,
         devices=devices,
         cgroups_path=cgroups_path(record, options),
-        sysctl=_sysctls(record),
+        sysctl=_sysctls(record, mapping),
     )
     if not host_config.privileged:
         linux.masked_paths = list(MASKED_PATHS)
@@ -280,7 +285,9 @@ def cgroups_path(record: Record, options: EngineOptions) -> str:
     return posixpath.join(posixpath.normpath("/" + parent.lstrip("/")), record.id)
 
 
-def _namespaces(linux: Linux, host_config: HostConfig, joined: Mapping[str, int]) -> None:
+def _namespaces(linux: Linux, host_config: HostConfig, sources: Sources) -> None:
+    joined = sources.joined
+
     def add(kind: str, word: str, mode: str) -> None:
         if mode == "host":
             return
@@ -299,13 +306,41 @@ def _namespaces(linux: Linux, host_config: HostConfig, joined: Mapping[str, int]
     add("ipc", "IPC", host_config.ipc_mode)
     if host_config.cgroupns_mode == "private":
         linux.namespaces.append(LinuxNamespace(type="cgroup"))
+    if sources.rootfs.mapping is not None:
+        # Namespaces belong to user namespaces: who joins another container's joins its users, too.
+        linux.namespaces.append(LinuxNamespace(type="user", path=_joined_users(joined)))
+        linux.uid_mappings = remap.id_mappings(sources.rootfs.mapping.uids)
+        linux.gid_mappings = remap.id_mappings(sources.rootfs.mapping.gids)
 
 
-def _sysctls(record: Record) -> dict[str, str]:
+def _joined_users(joined: Mapping[str, int]) -> str:
+    """The user namespace that those of ``joined`` belong to, empty if none is joined. Raises System."""
+    found: dict[int, str] = {}
+    for kind, pid in joined.items():
+        path = f"/proc/{pid}/ns/user"
+        try:
+            inode = os.stat(path).st_ino
+        except OSError as error:
+            raise System(f"failed to join {kind} namespace: {path}: {error.strerror}") from error
+        if inode == os.stat("/proc/self/ns/user").st_ino:
+            raise System(
+                f"cannot join the {kind} namespace of a container in the host's user namespace "
+                "when user namespaces are enabled: use --userns=host"
+            )
+        found[inode] = path
+    if len(found) > 1:
+        raise System("cannot join namespaces of containers with different user namespaces")
+    return next(iter(found.values()), "")
+
+
+def _sysctls(record: Record, mapping: IDMappings | None) -> dict[str, str]:
     mode = record.host_config.network_mode
     found: dict[str, str] = {}
     if mode != "host" and not mode.startswith("container:"):
         found.update(_network_sysctls())
+        if mapping is not None and _PING in found:
+            # Both ends must be groups of the user namespace; a range is one of the host's, so it ends with the first.
+            found[_PING] = f"0 {mapping.gids[0].size - 1}"
     found.update(record.host_config.sysctls or {})
     return found
 
@@ -313,7 +348,7 @@ def _sysctls(record: Record) -> dict[str, str]:
 @functools.cache
 def _network_sysctls() -> dict[str, str]:
     """So that nobody needs a capability for ping or for a port below 1024."""
-    wanted = {"net.ipv4.ping_group_range": "0 2147483647", "net.ipv4.ip_unprivileged_port_start": "0"}
+    wanted = {_PING: "0 2147483647", "net.ipv4.ip_unprivileged_port_start": "0"}
     return {name: value for name, value in wanted.items() if os.path.exists("/proc/sys/" + name.replace(".", "/"))}
 
 
@@ -540,6 +575,7 @@ def _mounts(
     if shared_memory is not None:
         taken.add("/dev/shm")
     writable_cgroups = host_config.privileged if security.writable_cgroups is None else security.writable_cgroups
+    mapped = sources.rootfs.mapping is not None
     mounts: list[Mount] = []
     for default in MOUNTS:
         where = default.destination
@@ -564,10 +600,18 @@ def _mounts(
         if point.type == "tmpfs":
             mounts.append(_tmpfs(point))
         elif point.type == "image":
-            mounts.append(_image(point, sources.images.get(point.destination)))
+            image = _image(point, sources.images.get(point.destination))
+            if mapped:
+                image.options.append("idmap")
+            mounts.append(image)
         else:
-            mounts.append(_bind(spec, point, options, facts))
+            bind = _bind(spec, point, options, facts)
+            if mapped and point.type == "volume" and point.destination not in sources.foreign:
+                bind.options.append("idmap")
+            mounts.append(bind)
     mode = ["rbind", *_read_only(facts, options, host_config, not host_config.readonly_rootfs), DEFAULT_PROPAGATION]
+    if mapped:
+        mode.append("idmap")
     for destination, source in zip(_NETWORK_FILES, (sources.resolv_conf, sources.hostname, sources.hosts), strict=True):
         if source is not None and destination not in taken:
             mounts.append(Mount(destination, "bind", source, mode))

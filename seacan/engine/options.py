@@ -111,6 +111,8 @@ class EngineOptions(msgspec.Struct, kw_only=True):
     seccomp_profile: str = ""
     """Path of a profile; "builtin" or empty for ours; "unconfined"."""
     selinux_enabled: bool = False
+    userns_remap: str = ""
+    """Whose subordinate IDs containers get (``--userns-remap``); empty: the host's."""
     init: bool = False
     init_path: str = ""
     log_driver: str = "json-file"

@@ -103,6 +103,7 @@ async def info(engine: Engine) -> dict[str, Any]:
         security = [f"name=seccomp,profile={options.seccomp_profile}"]
     security += ["name=apparmor"] if machine.apparmor else []
     security += ["name=selinux"] if machine.selinux and options.selinux_enabled else []
+    security += ["name=userns"] if options.userns_remap else []
     security += ["name=cgroupns"] if machine.cgroup_version == 2 else []
     security += ["name=no-new-privileges"] if options.no_new_privileges else []
     mirrors = list(options.registry_mirrors)

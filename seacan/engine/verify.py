@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from seacan.engine import remap
 from seacan.engine.config import ContainerConfig, HostConfig, Resources, UpdateConfig
 from seacan.engine.host import Host, host, parse_list
 from seacan.engine.mounts import check_mounts
@@ -64,6 +65,7 @@ def verify(
         warnings.append("Published ports are discarded when using host network mode")
     if host_config.userns_mode not in ("", "host"):
         raise InvalidParameter(f"invalid user namespace mode: {host_config.userns_mode}")
+    remap.verify(host_config, options)
     _verify_runtime(host_config.runtime, options)
     if host_config.cgroupns_mode not in ("", "private", "host"):
         raise InvalidParameter(f"invalid cgroup namespace mode: {host_config.cgroupns_mode}")

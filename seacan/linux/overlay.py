@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import Sequence
 
 from seacan.linux import syscalls as k
@@ -16,9 +17,19 @@ _FD = "/proc/self/fd"
 
 
 def mount_overlay(
-    lower: Sequence[str], upper: str | None = None, work: str | None = None, options: Sequence[str] = ()
+    lower: Sequence[str],
+    upper: str | None = None,
+    work: str | None = None,
+    options: Sequence[str] = (),
+    *,
+    userns: int = -1,
 ) -> int:
     """A descriptor of the mount. ``lower`` lists folders, the topmost first; ``options`` are ``key`` or ``key=value``.
+
+    With ``userns``, the descriptor of a user namespace, owners are seen and set through its mappings, while on disk
+    they are what they are inside of it (Linux 5.19): what is root's in the layers is its root's in the mount.
+    The caller's own user must have a number there, too, for what overlay makes in the work folder. Only a process with
+    a single thread may ask for it.
 
     Before Linux 6.8 with more layers than one fsconfig string names (about 60), the mount is made for a moment on top
     of a folder, so the caller must then be in a mount namespace of its own.
@@ -28,12 +39,90 @@ def mount_overlay(
     """
     if upper is None and len(lower) == 1:
         # overlay wants two layers at least; one alone is a read-only view of its folder
-        fd = k.open_tree(k.AT_FDCWD, lower[0], k.OPEN_TREE_CLONE)
+        fd = mapped(lower[0], userns) if userns >= 0 else k.open_tree(k.AT_FDCWD, lower[0], k.OPEN_TREE_CLONE)
         k.mount_setattr(fd, set=k.MOUNT_ATTR_RDONLY)
         return fd
+    if userns < 0:
+        return _mount_folders(lower, upper, work, options)
+    try:
+        return _mount_mapped(lower, upper, work, options, userns)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    # Before Linux 6.15 an overlay takes only layers that are attached somewhere in the caller's mount namespace.
+    return _elsewhere(lower, upper, work, options, userns)
+
+
+def mapped(path: str, userns: int) -> int:
+    """A detached mount of a folder or file with its owners mapped by ``userns`` (mount_setattr(2), Linux 5.12)."""
+    fd = k.open_tree(k.AT_FDCWD, path, k.OPEN_TREE_CLONE)
+    try:
+        k.mount_setattr(fd, set=k.MOUNT_ATTR_IDMAP, userns=userns)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _mount_folders(lower: Sequence[str], upper: str | None, work: str | None, options: Sequence[str]) -> int:
     if _appends_layers():
         return _mount(lower, upper, work, options)
     return _mount_by_number(lower, upper, work, options)
+
+
+def _mount_mapped(
+    lower: Sequence[str],
+    upper: str | None,
+    work: str | None,
+    options: Sequence[str],
+    userns: int,
+    *,
+    attach: bool = False,
+) -> int:
+    """The overlay itself cannot be mapped (it has no FS_ALLOW_IDMAP); its layers can."""
+    with contextlib.ExitStack() as opened:
+
+        def name(folder: str) -> str:
+            fd = mapped(folder, userns)
+            opened.callback(os.close, fd)
+            if attach:
+                k.move_mount(fd, k.AT_FDCWD, "/")  # on top of what no lookup crosses
+            return f"{_FD}/{fd}"
+
+        layers = [name(layer) for layer in lower]
+        if upper is not None and work is not None:
+            both = os.path.commonpath((upper, work))  # overlay wants the two of them on one mount
+            place = name(both)
+            upper, work = (f"{place}/{os.path.relpath(folder, both)}" for folder in (upper, work))
+        return _mount_folders(layers, upper, work, options)
+
+
+def _elsewhere(lower: Sequence[str], upper: str | None, work: str | None, options: Sequence[str], userns: int) -> int:
+    """:func:`_mount_mapped` by a child in a mount namespace of its own, which hands over the mount and ends."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            pid, pidfd = k.clone3(k.CLONE_NEWNS)
+            if pid == 0:
+                try:
+                    k.mount("", "/", "", k.MS_REC | k.MS_PRIVATE)
+                    fd = _mount_mapped(lower, upper, work, options, userns, attach=True)
+                    socket.send_fds(theirs, [b"0"], [fd])
+                except OSError as error:
+                    theirs.send(f"{error.errno or errno.EIO} {error.filename or 'overlay'}".encode())
+                finally:
+                    os._exit(0)
+        try:
+            message, fds, _, _ = socket.recv_fds(ours, _PAGE, 1)
+        finally:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+    if fds:
+        os.set_inheritable(fds[0], False)
+        return fds[0]
+    number, _, where = message.decode().partition(" ")
+    code = int(number or errno.EIO)
+    raise OSError(code, os.strerror(code), where)
 
 
 def _appends_layers() -> bool:

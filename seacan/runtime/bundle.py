@@ -20,6 +20,15 @@ from typing import Literal
 
 import msgspec
 
+from seacan.linux.userns import Range
+
+
+class Mapping(msgspec.Struct, frozen=True, array_like=True):
+    """Whose users a root file system is to belong to: lines of uid_map and gid_map, (inside, outside, size)."""
+
+    uids: tuple[Range, ...]
+    gids: tuple[Range, ...]
+
 
 class OverlayRoot(msgspec.Struct, tag="overlay", tag_field="type", frozen=True):
     """An overlay to be mounted by the shim inside the container's own mount namespace, so that it can never leak.
@@ -31,12 +40,15 @@ class OverlayRoot(msgspec.Struct, tag="overlay", tag_field="type", frozen=True):
     upper: str | None = None
     work: str | None = None
     options: tuple[str, ...] = ()
+    mapping: Mapping | None = None
+    """What its owners are seen through; on disk they are as inside."""
 
 
 class DirectoryRoot(msgspec.Struct, tag="directory", tag_field="type", frozen=True):
     """A plain directory used as it is (the vfs driver, or an OCI bundle's own rootfs)."""
 
     path: str
+    mapping: Mapping | None = None
 
 
 Rootfs = OverlayRoot | DirectoryRoot

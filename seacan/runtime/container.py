@@ -42,6 +42,7 @@ import posixpath
 import select
 import signal
 import socket
+import stat
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, NoReturn
 
@@ -51,6 +52,8 @@ from seacan import cgroups
 from seacan.cgroups import Cgroup
 from seacan.errors import Conflict, InvalidParameter, NotFound, RuntimeFailed, Unsupported
 from seacan.linux import syscalls as k
+from seacan.linux.overlay import mount_overlay
+from seacan.linux.userns import Range, namespace_with, outside, write_map
 from seacan.runtime import channel as words_of
 from seacan.runtime import mounts, process, spec, state
 from seacan.runtime.bundle import DirectoryRoot, Rootfs
@@ -288,6 +291,7 @@ class Container:
         plan.cgroup = None
         plan.cgroup_files = []
         plan.clone_flags = 0
+        plan.unshared = 0
         plan.joins = []
         plan.userns_joined = -1
         plan.unshare_cgroup = False
@@ -333,6 +337,7 @@ class Container:
         plan.setgroups = True
         plan.seccomp = k.SeccompProgram(seccomp) if seccomp is not None else None
         plan.state = self._state("creating")
+        _check_user(linux, configuration.process, IN_INIT.removeprefix(BEGINNING))
         plan.process = process.plan(
             configuration.process,
             id=self.id,
@@ -404,31 +409,40 @@ class Container:
         ours, theirs = Channel.pair()
         undo.callback(ours.close)
         intermediate = plan.userns_joined >= 0 or bool(plan.time_offsets) or _joins(plan, k.CLONE_NEWPID)
-        flags = plan.clone_flags & k.CLONE_NEWUSER if intermediate else plan.clone_flags
+        flags = plan.clone_flags
+        if intermediate:
+            flags &= k.CLONE_NEWUSER
+        elif plan.userns_created:
+            flags &= k.CLONE_NEWUSER | k.CLONE_NEWPID  # the rest as its root, who is to own what is in them
+            plan.unshared = plan.clone_flags & ~flags
         pid, pidfd = k.clone3(flags, cgroup=-1 if unified is None else unified)
         if pid == 0:
             if intermediate:
                 run_intermediate(plan, theirs)
             run_init(plan, theirs)
         theirs.close()
-        borrowed.close()
         if plan.userns_created:
             try:
+                process.set_oom_score_adj(plan.process.oom_score_adj, pid)
+                self._own_stdio(plan.stdio, plan.process)
                 _write_mappings(pid, linux)
             except BaseException:
                 _kill(pidfd)
                 raise
             ours.send(words_of.MAPPED)
+        elif plan.userns_joined >= 0:
+            self._own_stdio(plan.stdio, plan.process)
+        borrowed.close()
         if intermediate:
             pid, pidfd = self._adopt(ours, pidfd)
         self.pid, self.pidfd = pid, pidfd
         undo.callback(self._forget)
         undo.callback(_kill, pidfd)
         self.start_time = state.process_status(pid)[1]
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has failed already, and will say why
-            self._mntns = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         self._channel = ours
         self._converse(ours, plan, on_sandbox)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended already: start will say so
+            self._mntns = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         if plan.userns:
             process.raise_limits(plan.process, pid)
         if detached:
@@ -444,30 +458,42 @@ class Container:
         if userns:
             plan.root_fd = mount_root(plan.rootfs)
             borrowed.callback(os.close, plan.root_fd)
+        spaces: dict[tuple[tuple[Range, ...], ...], int] = {}
         for mount in plan.mounts:
+            mapping = self._mapping(mount, plan, linux, spaces, borrowed) if mount.idmap else -1
             if mount.kind == "bind" and (userns or mount.idmap):
                 mount.fd = prepared_bind(mount)
                 borrowed.callback(os.close, mount.fd)
                 if not mount.propagation:
                     k.mount_setattr(mount.fd, propagation=k.MS_SLAVE, recursive=True)
                 if mount.idmap:
-                    self._map_mount(mount, plan, linux)
+                    with step(f"{mount.where()}: failed to set MOUNT_ATTR_IDMAP"):
+                        tree = mount.idmap == "tree"
+                        k.mount_setattr(mount.fd, set=k.MOUNT_ATTR_IDMAP, userns=mapping, recursive=tree)
+            elif mount.idmap:
+                with step(mount.where()):
+                    mount.fd = mount_overlay(*mounts.layers(mount), userns=mapping)
+                borrowed.callback(os.close, mount.fd)
 
-    def _map_mount(self, mount: mounts.MountPlan, plan: InitPlan, linux: spec.Linux) -> None:
-        uids = mount.uid_mappings or linux.uid_mappings
-        gids = mount.gid_mappings or linux.gid_mappings
-        with contextlib.ExitStack() as stack:
-            if not mount.uid_mappings and plan.userns_joined >= 0:
-                userns = plan.userns_joined
-            elif not uids or not gids:
-                raise InvalidParameter(f"invalid mount {mount.destination}: idmap without mappings")
-            else:
-                userns = _userns_with(uids, gids)
-                stack.callback(os.close, userns)
-            try:
-                k.mount_setattr(mount.fd, set=k.MOUNT_ATTR_IDMAP, userns=userns, recursive=mount.idmap == "tree")
-            except OSError as error:
-                raise SetupFailed(f"{mount.where()}: failed to set MOUNT_ATTR_IDMAP: {words(error)}") from error
+    @staticmethod
+    def _mapping(
+        mount: mounts.MountPlan,
+        plan: InitPlan,
+        linux: spec.Linux,
+        spaces: dict[tuple[tuple[Range, ...], ...], int],
+        borrowed: contextlib.ExitStack,
+    ) -> int:
+        """The user namespace whose mappings an ID-mapped mount has: one of ``spaces``, or made for it."""
+        if not mount.uid_mappings and plan.userns_joined >= 0:
+            return plan.userns_joined
+        wanted = _ranges(mount.uid_mappings or linux.uid_mappings), _ranges(mount.gid_mappings or linux.gid_mappings)
+        if not all(wanted):
+            raise InvalidParameter(f"invalid mount {mount.destination}: idmap without mappings")
+        if wanted not in spaces:
+            with step(f"{mount.where()}: failed to set MOUNT_ATTR_IDMAP"):
+                spaces[wanted] = namespace_with(*wanted)
+            borrowed.callback(os.close, spaces[wanted])
+        return spaces[wanted]
 
     def _adopt(self, channel: Channel, intermediate: int) -> tuple[int, int]:
         """Learn init's pid from the process that made it, and reap that."""
@@ -663,6 +689,7 @@ class Container:
         self, process_: spec.Process, seccomp_flags: int, preserve_fds: int, new_keyring: bool
     ) -> process.ProcessPlan:
         linux = self.spec.linux or spec.Linux()
+        _check_user(linux, process_)
         return process.plan(
             process_,
             id=self.id,
@@ -684,6 +711,8 @@ class Container:
         plan = self._plan_exec(process_, seccomp_flags, preserve_fds, new_keyring)
         program = k.SeccompProgram(seccomp) if seccomp is not None else None
         userns = bool(self._namespaces & k.CLONE_NEWUSER)
+        if userns:
+            self._own_stdio(stdio, plan)
         with contextlib.ExitStack() as borrowed:
             tasks: list[int] = []
             unified: int | None = None
@@ -757,6 +786,17 @@ class Container:
         finally:
             _kill(intermediate)
         return ExecProcess(pid, pidfd, console)
+
+    def _own_stdio(self, stdio: Sequence[int], plan: process.ProcessPlan) -> None:
+        """Give pipes among the standard descriptors to the container's user, who may want to open /dev/stdout anew.
+
+        Under a user namespace nobody can from inside: whose they are has no number there. What is not a pipe may be
+        somebody else's, such as the caller's terminal.
+        """
+        linux = self.spec.linux or spec.Linux()
+        uid = outside(_ranges(linux.uid_mappings), plan.uid)
+        if uid is not None:
+            process.own_stdio(uid, [fd for fd in stdio if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode)])
 
     # --- the rest of its life ---------------------------------------------------------------------------------
 
@@ -900,6 +940,16 @@ def _validate(configuration: spec.Spec, linux: spec.Linux, kinds: set[str], crea
         _validate_sysctl(key, kinds, configuration)
 
 
+def _check_user(linux: spec.Linux, process_: spec.Process, where: str = "") -> None:
+    """Refuse a user or group that the user namespace has no number for, in runc's words."""
+    for name, mappings, number in (
+        ("uid", linux.uid_mappings, process_.user.uid),
+        ("gid", linux.gid_mappings, process_.user.gid),
+    ):
+        if mappings and outside(_ranges(mappings), number) is None:
+            raise SetupFailed(f"{where}unable to setup user: cannot set {name} to unmapped user in user namespace")
+
+
 _IPC_SYSCTLS: Final = frozenset(
     "kernel." + name for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
 )
@@ -940,33 +990,14 @@ def _joins(plan: InitPlan, kind: int) -> bool:
 
 def _write_mappings(pid: int, linux: spec.Linux) -> None:
     for name, mappings in (("uid_map", linux.uid_mappings), ("gid_map", linux.gid_mappings)):
-        text = "".join(f"{m.container_id} {m.host_id} {m.size}\n" for m in mappings)
-        path = f"/proc/{pid}/{name}"
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, text.encode())
-            finally:
-                os.close(fd)
+            write_map(pid, name, _ranges(mappings))
         except OSError as error:
-            raise SetupFailed(f"failed to update {path}: {words(error)}") from error
+            raise SetupFailed(f"failed to update /proc/{pid}/{name}: {words(error)}") from error
 
 
-def _userns_with(uids: list[spec.IDMapping], gids: list[spec.IDMapping]) -> int:
-    """A user namespace with these mappings, that no process lives in."""
-    ours, theirs = Channel.pair()
-    pid, pidfd = k.clone3(k.CLONE_NEWUSER)
-    if pid == 0:
-        ours.close()
-        theirs.receive()
-        os._exit(0)
-    try:
-        theirs.close()
-        _write_mappings(pid, spec.Linux(uid_mappings=uids, gid_mappings=gids))
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        ours.close()
-        _kill(pidfd)
+def _ranges(mappings: Sequence[spec.IDMapping]) -> tuple[Range, ...]:
+    return tuple(Range(mapping.container_id, mapping.host_id, mapping.size) for mapping in mappings)
 
 
 def _listen(folder: str) -> socket.socket:

@@ -44,7 +44,8 @@ class InitPlan:
         "bundle", "cgroup", "cgroup_files", "clone_flags", "devices", "domainname",
         "hooks", "hostname", "joins", "listener", "make_devices", "masked", "mounts", "network_created", "no_pivot",
         "prepare_root", "process", "propagation", "readonly", "readonly_root", "root_fd", "rootfs", "seccomp",
-        "setgroups", "state", "stdio", "sysctl", "time_offsets", "unshare_cgroup", "userns_created", "userns_joined",
+        "setgroups", "state", "stdio", "sysctl", "time_offsets", "unshare_cgroup", "unshared", "userns_created",
+        "userns_joined",
     )  # fmt: skip
 
     bundle: str
@@ -76,6 +77,7 @@ class InitPlan:
     sysctl: dict[str, str]
     time_offsets: dict[str, spec.LinuxTimeOffset]
     unshare_cgroup: bool
+    unshared: int
     userns_created: bool
     userns_joined: int
 
@@ -113,12 +115,13 @@ def run_intermediate(plan: InitPlan, channel: Channel) -> NoReturn:
     """
     try:
         close_all_but([channel.fileno(), *plan.descriptors()], plan.process.preserve_fds)
-        process.set_oom_score_adj(plan.process.oom_score_adj)
         _join_cgroup(plan)
         if plan.userns_created:
             channel.expect(words_of.MAPPED)
             _become_root(plan)
-        elif plan.userns_joined >= 0:
+        else:
+            process.set_oom_score_adj(plan.process.oom_score_adj)
+        if plan.userns_joined >= 0:
             with step("failed to join user namespace"):
                 k.setns(plan.userns_joined, k.CLONE_NEWUSER)
             _become_root(plan)
@@ -191,11 +194,14 @@ def _wait_for_start(plan: InitPlan, channel: Channel) -> Channel:
 def _prepare(plan: InitPlan, channel: Channel, second: bool) -> process.Executable:
     if not second:
         close_all_but([channel.fileno(), *plan.descriptors()], plan.process.preserve_fds)
-        process.set_oom_score_adj(plan.process.oom_score_adj)
         _join_cgroup(plan)
         if plan.userns_created:
             channel.expect(words_of.MAPPED)
             _become_root(plan)
+            with step("unshare"):
+                k.unshare(plan.unshared)
+        else:
+            process.set_oom_score_adj(plan.process.oom_score_adj)
     process.reset_signals()
     for fd, kind in plan.joins:
         if kind != k.CLONE_NEWPID:

@@ -131,11 +131,19 @@ def plan(mount: spec.Mount, bundle: str, mount_label: str = "") -> MountPlan:
         raise InvalidParameter(f"invalid mount {mount.destination}: no type, and not a bind mount")
     if (result.uid_mappings or result.gid_mappings) and not result.idmap:
         result.idmap = "mount"
-    if result.idmap and result.kind != "bind":
+    if result.idmap and result.kind != "bind" and mount.type != "overlay":
         raise InvalidParameter(f"invalid mount {mount.destination}: id-mapped mounts are only for bind mounts")
     if mount_label and result.kind == "filesystem" and mount.type not in ("proc", "sysfs"):
         result.data.append(("context", mount_label))
     return result
+
+
+def layers(mount: MountPlan) -> tuple[list[str], None, None, list[str]]:
+    """The folders of a read-only overlay, the topmost first, and its other options, as
+    :func:`seacan.linux.overlay.mount_overlay` takes them."""
+    lower = [value for key, value in mount.data if key == "lowerdir+" and value is not None]
+    others = [key if value is None else f"{key}={value}" for key, value in mount.data if key != "lowerdir+"]
+    return lower, None, None, others
 
 
 def _apply(result: MountPlan, option: str) -> None:

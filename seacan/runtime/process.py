@@ -218,12 +218,14 @@ def _persona(personality: spec.LinuxPersonality | None) -> int | None:
 # --- in the child -----------------------------------------------------------------------------------------------
 
 
-def set_oom_score_adj(value: int | None) -> None:
-    """Through the host's /proc. Lowering needs CAP_SYS_RESOURCE."""
+def set_oom_score_adj(value: int | None, pid: int = 0) -> None:
+    """Through the host's /proc, of the caller or of ``pid``. Lowering needs CAP_SYS_RESOURCE outside of any user
+    namespace."""
     if value is None:
         return
-    with step("failed to update /proc/self/oom_score_adj"):
-        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    path = f"/proc/{pid or 'self'}/oom_score_adj"
+    with step(f"failed to update {path}"):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             if int(os.read(fd, 32)) != value:
                 os.pwrite(fd, str(value).encode(), 0)
@@ -318,9 +320,9 @@ def take_terminal(fd: int) -> None:
         fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
 
 
-def own_stdio(uid: int) -> None:
+def own_stdio(uid: int, stdio: Sequence[int] = (0, 1, 2)) -> None:
     """Give the standard descriptors to the container's user, as it may want to open /dev/stdout anew."""
-    for fd in (0, 1, 2):
+    for fd in stdio:
         try:
             found = os.fstat(fd)
         except OSError as error:

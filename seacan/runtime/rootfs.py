@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Final
 
 from seacan.linux import syscalls as k
 from seacan.linux.descent import Descent
-from seacan.linux.overlay import mount_overlay
+from seacan.linux.overlay import mapped, mount_overlay
 from seacan.linux.paths import is_on, make_in_root, open_in_root
+from seacan.linux.userns import Range, namespace_with
 from seacan.runtime import spec
-from seacan.runtime.bundle import DirectoryRoot, Rootfs
+from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
 from seacan.runtime.failure import SetupFailed, not_permitted, step, words
 from seacan.runtime.mounts import PROC_ALLOWED, MountPlan
 
@@ -52,17 +53,36 @@ _EMPTY: Final = MountPlan(
     superblock=["ro"],
     data=[("size", "4k"), ("nr_inodes", "1")],
 )
+_OVERLAY_FAILED: Final = "error mounting overlay to rootfs"
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
 _NULL: Final = os.makedev(1, 3)
 
 
 def mount_root(rootfs: Rootfs) -> int:
     """A detached mount of the container's root: no path, in no namespace, gone when its descriptor is closed."""
-    if isinstance(rootfs, DirectoryRoot):
-        with step(f"error preparing rootfs {rootfs.path}"):
-            return k.open_tree(k.AT_FDCWD, rootfs.path, k.OPEN_TREE_CLONE | k.AT_RECURSIVE)
-    with step("error mounting overlay to rootfs"):
-        return mount_overlay(rootfs.lower, rootfs.upper, rootfs.work, rootfs.options)
+    where = f"error preparing rootfs {rootfs.path}" if isinstance(rootfs, DirectoryRoot) else _OVERLAY_FAILED
+    with step(where), contextlib.ExitStack() as stack:
+        userns = -1
+        if rootfs.mapping is not None:
+            userns = namespace_with(_with_root(rootfs.mapping.uids), _with_root(rootfs.mapping.gids))
+            stack.callback(os.close, userns)
+        if isinstance(rootfs, OverlayRoot):
+            return mount_overlay(rootfs.lower, rootfs.upper, rootfs.work, rootfs.options, userns=userns)
+        if userns >= 0:
+            return mapped(rootfs.path, userns)
+        return k.open_tree(k.AT_FDCWD, rootfs.path, k.OPEN_TREE_CLONE | k.AT_RECURSIVE)
+
+
+def _with_root(ranges: Sequence[Range]) -> tuple[Range, ...]:
+    """These mappings and one for the host's root, as whom overlay makes its work folder and its whiteouts.
+
+    On disk it is a number that no container can have. A file of that number is nobody's inside, set-user-ID or not.
+    """
+    free = (1 << 32) - 2
+    for one in sorted(ranges, reverse=True):
+        if one.inside <= free < one.inside + one.size:
+            free = one.inside - 1
+    return (*ranges, Range(free, 0, 1))
 
 
 class RootBuilder:
@@ -106,6 +126,12 @@ class RootBuilder:
                     if directory != stat.S_ISDIR(os.stat(target).st_mode):
                         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), plan.destination)
                     k.move_mount(tree, target)
+            return
+        if plan.fd >= 0:
+            with _closing(plan.fd) as tree, _closing(self._filesystem_target(plan)) as target:
+                self._check_procfs(target, plan, -1)
+                self._set_propagation(tree, plan)
+                k.move_mount(tree, target)
             return
         inherits_mode = plan.type == "tmpfs" and self._exists(plan.destination)
         with _closing(self._filesystem_target(plan)) as target:

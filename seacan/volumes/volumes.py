@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from seacan.errors import Conflict, InvalidParameter, NotFound, SeacanError, System
+from seacan.linux.userns import outside
 from seacan.runtime.bundle import Rootfs
 from seacan.storage import tree, worker
 from seacan.storage.database import Database
@@ -329,6 +330,9 @@ class Volumes:
     async def populate(self, points: Iterable[MountPoint], rootfs: Rootfs, container: str = "") -> None:
         """Fill volumes that are empty with what the image has at their destination: content, owner and mode.
 
+        Where the container is to see ``rootfs`` through a mapping, it sees our own volumes through it as well; one with
+        options is a file system of its own, and gets the host's numbers.
+
         Costs one look into the layers a volume; only content that must be copied is the business of a worker.
         """
         for point in points:
@@ -349,10 +353,11 @@ class Volumes:
                 continue
             volume = self.get(point.name)
             used = local.needs_mount(volume.options)
+            seen = rootfs if used else msgspec.structs.replace(rootfs, mapping=None)
             if used:
                 await self._mount(volume, f"{container}:populate")
             try:
-                await self._fill(volume, rootfs, point.destination, entry.stat, full)
+                await self._fill(volume, seen, point.destination, entry.stat, full)
             finally:
                 if used:
                     await self._unmount(volume, f"{container}:populate")
@@ -368,10 +373,23 @@ class Volumes:
                 request = populate.Request(rootfs, destination)
                 await worker.run(self._launcher, "seacan.volumes.populate:main", request, [target], populate.Result)
             else:
-                os.fchown(target, information.st_uid, information.st_gid)
+                uid: int | None = information.st_uid
+                gid: int | None = information.st_gid
+                if rootfs.mapping is not None:
+                    uid, gid = (
+                        outside(rootfs.mapping.uids, information.st_uid),
+                        outside(rootfs.mapping.gids, information.st_gid),
+                    )
+                if uid is not None and gid is not None:
+                    os.fchown(target, uid, gid)
                 os.fchmod(target, stat.S_IMODE(information.st_mode))
         finally:
             os.close(target)
+
+    def foreign(self, name: str) -> bool:
+        """Whether a volume is a file system that somebody else made (``--opt``), owners and all."""
+        volume = self.find(name)
+        return volume is not None and local.needs_mount(volume.options)
 
     async def mount(self, container: str, points: Iterable[MountPoint]) -> None:
         """Before a start: see that every volume is there (and mounted, if it has options) and make missing bind

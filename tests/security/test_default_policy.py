@@ -69,7 +69,7 @@ def test_a_value_is_a_value(bundles: Bundles) -> None:
     assert pattern.read_text() == before
 
 
-@pytest.mark.parametrize("flag", ["--authorization-plugin=x", "--userns-remap=default"])
+@pytest.mark.parametrize("flag", ["--authorization-plugin=x", "--rootless"])
 def test_a_protection_that_is_not_there_is_refused_and_not_ignored(flag: str) -> None:
     """CVE-2024-41110 was an authorization that did not happen."""
     command = [sys.executable, "-m", "seacan.cli.daemon", "--validate", "--config-file=", flag]

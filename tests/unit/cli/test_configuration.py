@@ -185,7 +185,6 @@ def test_bad_files_are_refused(file: Path, content: Any, message: str) -> None:
         (["--dns=nope"], "invalid IP address: nope"),
         (["--registry-mirror=ftp://x"], "invalid mirror"),
         (["-H", "ftp://x"], "invalid bind address (ftp://x): unsupported proto 'ftp'"),
-        (["--userns-remap=default"], "--userns-remap=default: remapping every container is not supported"),
         (["--rootless"], "--rootless=true: rootless mode is not supported"),
         (["--max-concurrent-downloads=-1"], "invalid max concurrent downloads: -1"),
         (["--default-address-pool=base=10.0.0.0/24,size=8"], "size 8 does not fit"),

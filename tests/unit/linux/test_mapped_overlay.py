@@ -1,0 +1,72 @@
+"""Overlays seen through a user namespace's mappings: owners on disk are what they are inside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import REPOSITORY
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+_SCRIPT = """
+import os, sys
+from seacan.linux import overlay, syscalls as k
+from seacan.linux.userns import Range, namespace_with
+from seacan.runtime.bundle import Mapping, OverlayRoot
+from seacan.runtime.rootfs import mount_root
+
+top, how, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if how == "attached":  # as a kernel before 6.15, which takes no layer that is attached nowhere
+    mount = overlay._mount_mapped
+    def older(*arguments, attach=False):
+        if not attach:
+            raise OSError(22, "Invalid argument", "overlay")
+        return mount(*arguments, attach=True)
+    overlay._mount_mapped = older
+if how == "numbered":  # as a kernel before 6.8, which takes all layers in one string
+    overlay._appends_layers = lambda: False
+mapping = Mapping((Range(0, 300000, 65536),), (Range(0, 400000, 65536),))
+lower = tuple(f"{top}/lower{number}" for number in range(count))
+before = open("/proc/self/mountinfo").read()
+root = mount_root(OverlayRoot(lower, f"{top}/diff", f"{top}/work", ("index=off",), mapping))
+assert open("/proc/self/mountinfo").read() == before, "a mount is left"
+found = os.stat("file", dir_fd=root)
+assert (found.st_uid, found.st_gid) == (300005, 400007), found
+users = namespace_with(mapping.uids, mapping.gids)
+pid = os.fork()
+if pid == 0:
+    os.fchdir(root)
+    k.setns(users, k.CLONE_NEWUSER)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    assert (os.stat("file").st_uid, os.stat("file").st_gid) == (5, 7)
+    with open("new", "w"):
+        os.chown("new", 8, 9)
+    os.unlink("gone")
+    os.chown("file", 6, 7)
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize(("how", "layers"), [("detached", 2), ("attached", 2), ("numbered", 2), ("detached", 150)])
+def test_owners_are_mapped_and_stored_as_inside(tmp_path: Path, how: str, layers: int) -> None:
+    for name in ("diff", "work", *(f"lower{number}" for number in range(layers))):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower0/file").write_text("x")
+    (tmp_path / "lower1/gone").write_text("x")
+    os.chown(tmp_path / "lower0/file", 5, 7)
+    command = [sys.executable, "-c", _SCRIPT, str(tmp_path), how, str(layers)]
+    subprocess.run(command, check=True, cwd=REPOSITORY, timeout=60)
+    owners = {
+        name: ((tmp_path / "diff" / name).stat().st_uid, (tmp_path / "diff" / name).stat().st_gid)
+        for name in ("file", "new")
+    }
+    assert owners == {"file": (6, 7), "new": (8, 9)}
+    assert (tmp_path / "diff/gone").is_char_device()
+    assert (tmp_path / "lower0/file").stat().st_uid == 5
