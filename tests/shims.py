@@ -134,7 +134,7 @@ class Shims:
             id=bundle.name,
             rootfs=self.bundles.overlay(),
             log=log,
-            **{"direct": direct, "unified": unified or "", **config},
+            **{"direct": direct, "spawn": direct, "unified": unified or "", **config},
         )
         (bundle / "config.json").write_bytes(spec.encode(oci))
         (bundle / "shim.json").write_bytes(msgspec.json.encode(shim))

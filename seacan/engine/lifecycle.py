@@ -233,6 +233,7 @@ class Lifecycle:
             seccomp=built.seccomp,
             external=external,
             direct=direct,
+            spawn=direct and oci.spawns(built),
             unified=(engine.cgroup(container).unified or "") if direct else "",
         )
         bundle.mkdir(mode=0o700)

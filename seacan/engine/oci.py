@@ -145,6 +145,14 @@ def build(record: Record, options: EngineOptions, sources: Sources, facts: Host 
     return Built(spec, compiled, security)
 
 
+def spawns(built: Built) -> bool:
+    """Whether the container's execs can be spawned: see :class:`seacan.runtime.bundle.ShimConfig`."""
+    process = built.spec.process
+    limits = process.capabilities if process is not None else None
+    traces = limits is None or "CAP_SYS_PTRACE" in limits.bounding
+    return not traces and (built.seccomp is None or built.seccomp.endswith(seccomp.SPAWN))
+
+
 # --- the process ---------------------------------------------------------------------------------------------------
 
 

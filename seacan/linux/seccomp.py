@@ -17,6 +17,7 @@ import hashlib
 import os
 import struct
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,10 @@ FILTER_FLAG_SPEC_ALLOW = 4
 FILTER_FLAG_NEW_LISTENER = 8
 FILTER_FLAG_WAIT_KILLABLE_RECV = 32
 
-_FORMAT = b"2"
+SPAWN = ".spawn.bpf"
+"""How the names of compiled filters end for which :func:`lets_spawn` holds."""
+
+_FORMAT = b"3"
 """Goes into the content hash; to be changed with the code generator below."""
 
 _RET = {
@@ -335,6 +339,69 @@ def supported_actions() -> list[str]:
         return []
 
 
+_LOAD, _JUMP, _JSET, _AND = 0x20, 0x05, 0x45, 0x54
+_DATA = struct.Struct("=IIQ6Q")
+
+
+def verdict(program: bytes, number: int, arguments: Sequence[int] = ()) -> int:
+    """What a filter answers to a system call of this architecture: SECCOMP_RET_* with its data.
+
+    Raises Unsupported for instructions that no compiled profile has.
+    """
+    data = _DATA.pack(number, _library().seccomp_arch_native(), 0, *(*arguments, *[0] * 6)[:6])
+    code = list(struct.iter_unpack("=HBBI", program))
+    accumulator = at = 0
+    while True:
+        operation, yes, no, operand = code[at]
+        at += 1
+        if operation == _LOAD:
+            (accumulator,) = struct.unpack_from("=I", data, operand)
+        elif operation == _AND:
+            accumulator &= operand
+        elif operation == _JUMP:
+            at += operand
+        elif operation == _RETURN:
+            return int(operand)
+        elif operation in (_JEQ, _JGT, _JGE, _JSET):
+            holds = {
+                _JEQ: accumulator == operand,
+                _JGT: accumulator > operand,
+                _JGE: accumulator >= operand,
+                _JSET: bool(accumulator & operand),
+            }[operation]
+            at += yes if holds else no
+        else:
+            raise Unsupported(f"BPF instruction {operation:#x}")
+
+
+_TO_SPAWN: Sequence[tuple[str, Sequence[int]]] = (
+    *((name, ()) for name in (
+        "rt_sigprocmask", "rt_sigaction", "mmap", "munmap", "mprotect", "mremap", "madvise", "brk", "setsid", "execve",
+        "capset", "sendto", "sendmsg", "write", "close", "futex", "getpid", "gettid", "set_robust_list", "wait4",
+        "exit_group",
+    )),
+    ("clone", (0x4000 | 0x100 | 17,)),  # CLONE_VFORK, CLONE_VM, SIGCHLD
+    ("clone", (0x200000 | 0x1000000 | 17,)),  # fork: CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, SIGCHLD
+)  # fmt: skip
+"""System calls that a process makes between loading a filter and having spawned another under it."""
+
+
+def lets_spawn(program: bytes) -> bool:
+    """Whether a process under this filter can have another executed (posix_spawn, fork), report that, and end."""
+    library = _library()
+    allow = (_RET["SCMP_ACT_ALLOW"], _RET["SCMP_ACT_LOG"])
+    try:
+        for name, arguments in _TO_SPAWN:
+            number = library.seccomp_syscall_resolve_name(name.encode())
+            if number >= 0 and verdict(program, number, arguments) not in allow:
+                return False
+        clone3 = library.seccomp_syscall_resolve_name(b"clone3")
+        absent = _RET["SCMP_ACT_ERRNO"] | errno.ENOSYS
+        return clone3 < 0 or verdict(program, clone3) in (*allow, absent)
+    except Unsupported:
+        return False
+
+
 def digest(profile: LinuxSeccomp) -> str:
     """Names a profile by content, for this architecture."""
     encoded: Any = msgspec.json.encode(profile)
@@ -344,7 +411,8 @@ def digest(profile: LinuxSeccomp) -> str:
 def compiled(profile: LinuxSeccomp, directory: str) -> str:
     """The path of the compiled profile in a cache folder, compiled if it is not there yet.
 
-    The name is ``<hash>-<flags>.bpf``; :func:`load` reads it. Safe against other processes doing the same.
+    The name is ``<hash>-<flags>.bpf``, or ``….spawn.bpf`` if it lets a process spawn another; :func:`load` reads it.
+    Safe against other processes doing the same.
     """
     name = digest(profile)
     for entry in _entries(directory):
@@ -352,7 +420,7 @@ def compiled(profile: LinuxSeccomp, directory: str) -> str:
             return f"{directory}/{entry}"
     made = compile(profile)
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    path = f"{directory}/{name}-{made.flags}.bpf"
+    path = f"{directory}/{name}-{made.flags}{SPAWN if lets_spawn(made.program) else '.bpf'}"
     file, temporary = tempfile.mkstemp(prefix=".", dir=directory)
     try:
         with os.fdopen(file, "wb") as stream:

@@ -91,6 +91,9 @@ class ShimConfig(msgspec.Struct, frozen=True):
     external: ExternalRuntime | None = None
     direct: bool = False
     """Whether the configuration is :func:`seacan.runtime.spec.direct`: the shim forks init itself then, and execs."""
+    spawn: bool = False
+    """Whether a ``direct`` exec may be spawned (docs/decisions/0006): its filter lets it, and nobody in the container
+    may trace others."""
     unified: str = ""
     """Where those are born then: the folder of ``linux.cgroupsPath`` in the v2 hierarchy, if there is one."""
 

@@ -320,7 +320,7 @@ def _exec(context: Context, options: Options) -> int:
         raise InvalidParameter("cannot allocate tty if runc will detach without setting console socket")
     if console_socket and not (process.terminal and detach):
         raise InvalidParameter("cannot use console socket if runc will not detach or allocate tty")
-    program, flags = _filter(container.spec)
+    program, flags = _filter(container.configuration)
     started: ExecProcess = container.exec(
         process,
         Stdio(0, 1, 2),
@@ -345,7 +345,7 @@ def _exec_process(container: Container, options: Options) -> spec.Process:
     if path:
         with open(path, "rb") as file:
             return spec.decode_process(file.read())
-    base = container.spec.process
+    base = container.configuration.process
     assert base is not None
     process = msgspec.structs.replace(
         base, args=options.arguments[1:], terminal=options.flag("tty"), env=[*base.env, *options.all("env")]
@@ -400,8 +400,8 @@ def _described(container: Container) -> dict[str, Any]:
         "rootfs": container.rootfs,
         "created": container.created,
     }
-    if container.spec.annotations:
-        found["annotations"] = container.spec.annotations
+    if container.configuration.annotations:
+        found["annotations"] = container.configuration.annotations
     found["owner"] = ""
     return found
 

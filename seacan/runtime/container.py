@@ -143,11 +143,12 @@ def check_id(id: str) -> None:
 class Container:
     """See the module."""
 
-    def __init__(self, id: str, folder: str, bundle: str, configuration: spec.Spec) -> None:
+    def __init__(self, id: str, folder: str, bundle: str, configuration: spec.Spec | msgspec.Raw) -> None:
         self.id = id
         self.folder = folder
         self.bundle = bundle
-        self.spec = configuration
+        self._spec = configuration
+        self._personality: spec.LinuxPersonality | msgspec.UnsetType | None = msgspec.UNSET
         self.pid = 0
         self.pidfd = -1
         self.netns: int | None = None
@@ -161,6 +162,13 @@ class Container:
         self._namespaces = 0
         self._mntns = -1
         self._channel: Channel | None = None
+
+    @property
+    def configuration(self) -> spec.Spec:
+        """The configuration. Raises InvalidParameter if what was saved of it is damaged."""
+        if isinstance(self._spec, msgspec.Raw):
+            self._spec = spec.decode_spec(bytes(self._spec))
+        return self._spec
 
     # --- create -----------------------------------------------------------------------------------------------
 
@@ -271,7 +279,7 @@ class Container:
     def _plan(
         self, rootfs: Rootfs | None, seccomp: bytes | None, seccomp_flags: int, preserve_fds: int, new_keyring: bool
     ) -> InitPlan:
-        configuration = self.spec
+        configuration = self.configuration
         linux = configuration.linux or spec.Linux()
         if configuration.process is None:
             raise InvalidParameter("process property must not be empty")
@@ -349,7 +357,7 @@ class Container:
         return plan
 
     def _make_cgroup(self, *, inside: bool = False) -> Cgroup:
-        linux = self.spec.linux or spec.Linux()
+        linux = self.configuration.linux or spec.Linux()
         resources = linux.resources or spec.LinuxResources()
         cgroup = self.cgroup = cgroups.open(linux.cgroups_path or self.id)
         cgroup.create(inside=inside)
@@ -364,7 +372,7 @@ class Container:
 
     def _open_joined(self, plan: InitPlan) -> None:
         """Open the namespaces that are joined, into the plan."""
-        for namespace in (self.spec.linux or spec.Linux()).namespaces:
+        for namespace in (self.configuration.linux or spec.Linux()).namespaces:
             if namespace.path:
                 fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
                 if namespace.type == "user":
@@ -388,7 +396,7 @@ class Container:
         on_sandbox: Callable[[Container], None] | None,
         detached: bool,
     ) -> None:
-        linux = self.spec.linux or spec.Linux()
+        linux = self.configuration.linux or spec.Linux()
         assert self.cgroup is not None
         borrowed = undo.enter_context(contextlib.ExitStack())  # what only the child needs
         borrowed.callback(_close_joined, plan)
@@ -544,8 +552,9 @@ class Container:
                 created=self.created,
                 cgroup=self.cgroup.path if self.cgroup is not None else "",
                 namespaces=self._namespaces,
-                spec=self.spec,
-                annotations=self.spec.annotations,
+                spec=msgspec.Raw(spec.encode(self.configuration)),
+                annotations=self.configuration.annotations,
+                personality=self._domain(),
                 no_pivot=self.no_pivot,
             ),
         )
@@ -559,7 +568,7 @@ class Container:
         self = cls(id, folder, saved.bundle, saved.spec)
         self.pid, self.start_time = saved.pid, saved.start_time
         self.created, self.rootfs, self.no_pivot = saved.created, saved.rootfs, saved.no_pivot
-        self._namespaces = saved.namespaces
+        self._namespaces, self._personality = saved.namespaces, saved.personality
         self.cgroup = cgroups.open(saved.cgroup) if saved.cgroup else None
         if state.alive(saved.pid, saved.start_time):
             with contextlib.suppress(ProcessLookupError):
@@ -592,7 +601,7 @@ class Container:
         finally:
             channel.close()
         _unlink(socket_path)
-        hooks = self.spec.hooks
+        hooks = self.configuration.hooks
         if hooks is not None and hooks.poststart:
             try:
                 run_hooks(hooks.poststart, self._state("running"), "poststart")
@@ -602,7 +611,7 @@ class Container:
 
     def _deliver_listener(self, listener: int) -> None:
         """Hand the seccomp listener to its agent, with the state that tells it whose it is."""
-        linux = self.spec.linux
+        linux = self.configuration.linux
         seccomp = linux.seccomp if linux is not None else None
         try:
             if seccomp is None or not seccomp.listener_path:
@@ -653,11 +662,13 @@ class Container:
         *,
         seccomp: bytes | None = None,
         seccomp_flags: int = 0,
+        spawn: bool = False,
     ) -> NoReturn:
         """Be the process in between of :meth:`exec`, for a caller that was born in the container's v2 cgroup.
 
         ``channel`` hears what :class:`Container` would; what is executed becomes a child of the caller's parent. For a
-        configuration that is :func:`seacan.runtime.spec.direct`. Raises RuntimeFailed.
+        configuration that is :func:`seacan.runtime.spec.direct`. ``spawn``: see :func:`seacan.runtime.exec.run_exec`.
+        Raises RuntimeFailed.
         """
         if self.status() not in ("running", "created", "paused"):
             raise RuntimeFailed("cannot exec in a stopped container")
@@ -683,17 +694,23 @@ class Container:
             chroot=-1,
             affinity=(affinity.initial, affinity.final) if affinity is not None else ("", ""),
             setgroups=True,
+            spawn=spawn,
         )
+
+    def _domain(self) -> spec.LinuxPersonality | None:
+        if self._personality is msgspec.UNSET:
+            self._personality = self.configuration.linux.personality if self.configuration.linux is not None else None
+        return self._personality
 
     def _plan_exec(
         self, process_: spec.Process, seccomp_flags: int, preserve_fds: int, new_keyring: bool
     ) -> process.ProcessPlan:
-        linux = self.spec.linux or spec.Linux()
-        _check_user(linux, process_)
+        if self._namespaces & k.CLONE_NEWUSER:
+            _check_user(self.configuration.linux or spec.Linux(), process_)
         return process.plan(
             process_,
             id=self.id,
-            personality=linux.personality,
+            personality=self._domain(),
             preserve_fds=preserve_fds,
             seccomp_flags=seccomp_flags,
             new_keyring=new_keyring,
@@ -793,7 +810,7 @@ class Container:
         Under a user namespace nobody can from inside: whose they are has no number there. What is not a pipe may be
         somebody else's, such as the caller's terminal.
         """
-        linux = self.spec.linux or spec.Linux()
+        linux = self.configuration.linux or spec.Linux()
         uid = outside(_ranges(linux.uid_mappings), plan.uid)
         if uid is not None:
             process.own_stdio(uid, [fd for fd in stdio if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode)])
@@ -814,7 +831,12 @@ class Container:
 
     def _state(self, status: str) -> spec.State:
         return spec.State(
-            spec.VERSION, self.id, status, self.pid if status != "stopped" else 0, self.bundle, self.spec.annotations
+            spec.VERSION,
+            self.id,
+            status,
+            self.pid if status != "stopped" else 0,
+            self.bundle,
+            self.configuration.annotations,
         )
 
     def state(self) -> spec.State:
@@ -895,7 +917,7 @@ class Container:
             if status != "stopped" and self.pidfd >= 0:
                 _await_end(self.pidfd)
             self.cgroup.remove()
-        hooks = self.spec.hooks
+        hooks = self.configuration.hooks
         failed: SetupFailed | None = None
         if hooks is not None and hooks.poststop:
             try:

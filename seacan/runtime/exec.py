@@ -5,6 +5,9 @@ on user, capabilities and working directory while it still is in the runtime's p
 container can see it. What it then forks into the container's pid namespace (CLONE_PARENT: the runtime's child) already
 is what the container may know (CVE-2016-9962, CVE-2019-5736); it is not dumpable until execve. One exception: a filter
 without no-new-privileges needs CAP_SYS_ADMIN, which it keeps for the few instructions until the filter is loaded.
+
+Where the caller allows it, the new process is spawned instead (vfork): it shares this one's memory until execve, so
+nobody in the container may be able to trace it, and it is a child of this one until that ends.
 """
 
 from __future__ import annotations
@@ -46,12 +49,21 @@ def run_exec(
     chroot: int,
     affinity: tuple[str, str],
     setgroups: bool,
+    spawn: bool = False,
 ) -> NoReturn:
-    """The intermediate process, and after its fork the new one. Never returns."""
+    """The intermediate process, and after its fork the new one. Never returns.
+
+    With ``spawn`` the caller's parent is a subreaper, the filter lets a process spawn, and no process in the container
+    has CAP_SYS_PTRACE.
+    """
     try:
         keep = [channel.fileno(), pidfd, *tasks, *(fd for fd in (*stdio, chroot) if fd >= 0)]
         close_all_but(keep, plan.preserve_fds)
         executable = _prepare(plan, channel, pidfd, namespaces, tasks, stdio, chroot, affinity, setgroups, seccomp)
+        if spawn and executable.can_spawn:
+            executable.load()
+            channel.send(words_of.CHILD, str(executable.spawn()).encode())
+            os._exit(0)
         with step("clone3"):
             pid, new = k.clone3(k.CLONE_PARENT)
         if pid != 0:

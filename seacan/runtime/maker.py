@@ -288,7 +288,12 @@ def become_exec(shim: socket.socket, bundle: str, config: ShimConfig, process: s
     """Be the process that leads to a further process in the container; see docs/decisions/0006."""
     container = Container.load(config.id, root=os.path.dirname(bundle))
     container.become_exec(
-        process, _ToShim(shim, False), stdio, seccomp=_seccomp(config), seccomp_flags=config.seccomp_flags
+        process,
+        _ToShim(shim, False),
+        stdio,
+        seccomp=_seccomp(config),
+        seccomp_flags=config.seccomp_flags,
+        spawn=config.spawn,
     )
 
 

@@ -522,8 +522,29 @@ class Executable:
         try:
             os.execve(self._path, self._arguments, self._plan.env)  # noqa: S606
         except OSError as error:
-            os.write(2, f"exec {self._path}: {words(error)}\n".encode("utf-8", "surrogateescape"))
+            self._tell(error)
         os._exit(_EXEC_FAILED)
+
+    @property
+    def can_spawn(self) -> bool:
+        """Whether nothing is left to do that a process can only do to itself."""
+        notifies = self._seccomp is not None and self._plan.seccomp_flags & k.SECCOMP_FILTER_FLAG_NEW_LISTENER
+        return not (self._plan.terminal or self._plan.lowered_limits or self._plan.preserve_fds or notifies)
+
+    def spawn(self) -> int:
+        """Have a child execute the program, in a session of its own, without a copy of this process's memory (vfork);
+        gives its pid. After :meth:`load`."""
+        try:
+            return os.posix_spawn(self._path, self._arguments, self._plan.env, setsid=True, setsigmask=())
+        except OSError as error:
+            pid = os.fork()
+            if not pid:
+                self._tell(error)
+                os._exit(_EXEC_FAILED)
+            return pid
+
+    def _tell(self, error: OSError) -> None:
+        os.write(2, f"exec {self._path}: {words(error)}\n".encode("utf-8", "surrogateescape"))
 
 
 _INHERITED_SIGNALS: Final = (1, 2, 3, 10, 12, 13, 14, 15, 17, 18, 20, 21, 22, 25)

@@ -82,7 +82,7 @@ def test_a_release_agent_cannot_be_set(bundles: Bundles) -> None:
     for folder in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $folder/sub && echo made; done
     true
     """
-    code, output = bundles.exec(container, ["sh", "-c", script], capabilities=_granted(container.spec))
+    code, output = bundles.exec(container, ["sh", "-c", script], capabilities=_granted(container.configuration))
     assert code == 0
     assert not {"written", "mounted", "made"} & set(output.split())
 
@@ -94,7 +94,7 @@ def _granted(configuration: spec.Spec) -> spec.Capabilities | None:
 def test_devices_that_were_not_granted_cannot_be_opened(bundles: Bundles) -> None:
     container = bundles.start()
     script = "mknod /tmp/mem c 1 1; mknod /tmp/tty c 4 0; cat /tmp/mem; cat /tmp/tty; cat /dev/null && echo fine"
-    output = bundles.exec(container, ["sh", "-c", script], capabilities=_granted(container.spec))[1]
+    output = bundles.exec(container, ["sh", "-c", script], capabilities=_granted(container.configuration))[1]
     assert output.count("Operation not permitted") == 2
     assert output.endswith("fine\n")
 
@@ -103,7 +103,7 @@ def test_the_kernels_controls_are_closed(bundles: Bundles) -> None:
     container = bundles.start()
     script = "echo 1 > /proc/sys/kernel/panic; mount -t tmpfs x /tmp; hostname y; mount -o remount,rw /proc/sys"
     before = Path("/proc/sys/kernel/panic").read_text()
-    code, output = bundles.exec(container, ["sh", "-c", script], capabilities=_granted(container.spec))
+    code, output = bundles.exec(container, ["sh", "-c", script], capabilities=_granted(container.configuration))
     assert code != 0
     assert [line.rpartition(": ")[2] for line in output.splitlines()] == [
         "Read-only file system",

@@ -57,6 +57,54 @@ def test_an_error_is_the_profiles_own() -> None:
     assert under(made, call("getpid")) == 0
 
 
+def test_what_a_filter_answers_is_known_without_asking_the_kernel() -> None:
+    made = seccomp.compile(
+        profile(
+            "SCMP_ACT_ERRNO",
+            LinuxSyscall(["mkdir"], "SCMP_ACT_ALLOW"),
+            LinuxSyscall(["personality"], "SCMP_ACT_ALLOW", args=[LinuxSeccompArg(0, 8, "SCMP_CMP_EQ")]),
+            LinuxSyscall(["clone"], "SCMP_ACT_ALLOW", args=[LinuxSeccompArg(0, 0x7E020000, "SCMP_CMP_MASKED_EQ", 0)]),
+        )
+    )
+    library = ctypes.CDLL("libseccomp.so.2")
+
+    def answers(name: str, *arguments: int) -> int:
+        return seccomp.verdict(made.program, library.seccomp_syscall_resolve_name(name.encode()), arguments)
+
+    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EPERM
+    assert (answers("mkdir"), answers("rmdir")) == (allow, refuse)
+    assert (answers("personality", 8), answers("personality", 9)) == (allow, refuse)
+    assert (answers("clone", 0x4111), answers("clone", 0x10000000 | 17)) == (allow, refuse)
+    assert seccomp.verdict(made.program, 4000) == 0x00050000 | errno.ENOSYS
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (profiles.default(frozenset()), True),
+        (profile("SCMP_ACT_ALLOW", LinuxSyscall(["execve"], "SCMP_ACT_ERRNO")), False),
+        (profile("SCMP_ACT_ALLOW", LinuxSyscall(["clone"], "SCMP_ACT_KILL_PROCESS")), False),
+        (profile("SCMP_ACT_ALLOW", LinuxSyscall(["clone3"], "SCMP_ACT_ERRNO")), False),
+        (profile("SCMP_ACT_ALLOW", LinuxSyscall(["mkdir"], "SCMP_ACT_KILL_PROCESS")), True),
+    ],
+)
+def test_whether_a_process_can_spawn_under_it_is_in_its_name(
+    made: LinuxSeccomp, expected: bool, tmp_path: Path
+) -> None:
+    path = seccomp.compiled(made, str(tmp_path))
+    assert path.endswith(seccomp.SPAWN) is expected
+    assert seccomp.load(path).flags == 0
+
+    def spawn() -> int:
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)[1])
+        except OSError:
+            return 1
+
+    if expected:
+        assert under(seccomp.load(path), spawn) == 0
+
+
 def test_an_argument_decides() -> None:
     rule = LinuxSyscall(
         ["personality"], "SCMP_ACT_ERRNO", errno.EXDEV, [LinuxSeccompArg(index=0, value=8, op="SCMP_CMP_EQ")]
