@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from seacan import cgroups
 from seacan.build import cacheconfig, files
 from seacan.build.buildkit import sync
 from seacan.build.buildkit.rpc import Conversation
@@ -628,7 +629,17 @@ class EngineSandboxes:
             )
             built = await asyncio.to_thread(oci.build, record, engine.options, sources)
             built.spec.mounts = [*built.spec.mounts, *(_oci_mount(mount, mapping is not None) for mount in mounts)]
-            shim = ShimConfig(id=id, rootfs=rootfs, log=LogConfig(driver="none"), seccomp=built.seccomp)
+            direct = spec.direct(built.spec)
+            linux = built.spec.linux
+            unified = cgroups.open(linux.cgroups_path).unified if direct and linux is not None else None
+            shim = ShimConfig(
+                id=id,
+                rootfs=rootfs,
+                log=LogConfig(driver="none"),
+                seccomp=built.seccomp,
+                direct=direct,
+                unified=unified or "",
+            )
             (bundle / "config.json").write_bytes(spec.encode(built.spec))
             (bundle / "shim.json").write_bytes(msgspec.json.encode(shim))
             undo.push_async_callback(engine.networks.release, id)
