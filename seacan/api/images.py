@@ -284,8 +284,6 @@ def repository_and_tag(repository: str, tag: str) -> references.Reference | None
 
 def _summary(summary: listing.Summary, version: tuple[int, int]) -> dict[str, Any]:
     result: dict[str, Any] = msgspec.to_builtins(summary)
-    if version < (1, 48):
-        result.pop("Descriptor", None)
     if version < (1, 44):
         result["VirtualSize"] = summary.size
     if version < (1, 43):

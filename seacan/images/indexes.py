@@ -114,20 +114,23 @@ class Indexes:
         )
 
     def entries(self, digest: Digest) -> list[Entry]:
-        """Everything an index refers to, in its order; an index inside it follows what it refers to itself.
+        """Everything an index refers to, once and in its order; an index inside it follows what it refers to itself.
 
         Raises :class:`BlobMissing` when the index is not kept, others when it or a manifest of it is damaged.
         """
         members = dict(
             self._database.execute("SELECT manifest, image FROM image_indexes WHERE digest = ?", (digest,)).fetchall()
         )
-        return list(self._entries(digest, members, _DEPTH))
+        return list(self._entries(digest, members, _DEPTH, set()))
 
-    def _entries(self, digest: Digest, members: dict[str, str], depth: int) -> Iterator[Entry]:
+    def _entries(self, digest: Digest, members: dict[str, str], depth: int, seen: set[Digest]) -> Iterator[Entry]:
         document = self._document(digest)
         if not isinstance(document, Index):
             raise InvalidParameter(f"{digest} is no index")
         for descriptor in document.manifests:
+            if descriptor.digest in seen:
+                continue  # or else a few indexes that name each other a thousand times would never come to an end
+            seen.add(descriptor.digest)
             try:
                 inner = self._document(descriptor.digest)
             except BlobMissing:
@@ -135,7 +138,7 @@ class Indexes:
                 continue
             if isinstance(inner, Index):
                 if depth:
-                    yield from self._entries(descriptor.digest, members, depth - 1)
+                    yield from self._entries(descriptor.digest, members, depth - 1, seen)
                 yield Entry(descriptor, "index", None, inner.manifests, bool(depth), None)
                 continue
             content = [inner.config, *inner.layers]

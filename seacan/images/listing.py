@@ -141,7 +141,7 @@ def summaries(
                     [name.familiar for name in names if name.tag],
                     sharing.shared(relatives) if sharing else -1,
                     sum(layer.size for layer in _layers(images, relatives)) if len(relatives) > 1 else image.size,
-                    descriptor(images, image) or UNSET,
+                    (descriptor(images, image) if with_manifests else None) or UNSET,
                     manifest_summaries(images, image) if with_manifests else UNSET,
                 ),
             )

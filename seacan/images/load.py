@@ -41,6 +41,7 @@ from seacan.storage.threads import in_thread, in_thread_until
 _BATCH = 1 << 20
 _MEMBER_LIMIT = 100_000
 _NESTING = 4
+_DOCUMENT_COUNT = 1024
 _BLOB_FOLDER = "blobs/sha256/"
 
 
@@ -84,6 +85,7 @@ class Loader:
         self._links: dict[str, str] = {}
         self._staging: dict[str, asyncio.Task[Staged]] = {}
         self._output: list[str] = []
+        self._read = 0
 
     async def run(self, body: AsyncIterator[bytes], lease: Lease) -> list[Image]:
         feed = Feed()
@@ -332,7 +334,7 @@ class Loader:
 
     def _find_manifests(self, descriptor: Descriptor) -> list[_Found]:
         """The manifests behind a descriptor of ``index.json`` that are wanted: of an index, all that are here."""
-        found = self._manifests_below(descriptor, (), None)
+        found = self._manifests_below(descriptor, (), None, set())
         if not self._platforms:
             return found
         chosen: dict[Digest, _Found] = {}
@@ -345,17 +347,22 @@ class Loader:
         return list(chosen.values())
 
     def _manifests_below(
-        self, descriptor: Descriptor, indexes: tuple[Digest, ...], parent: Index | None
+        self, descriptor: Descriptor, indexes: tuple[Digest, ...], parent: Index | None, seen: set[Digest]
     ) -> list[_Found]:
+        """``seen`` are the digests that have been looked at: each counts once, however often it is named."""
         if len(indexes) > _NESTING:
             raise InvalidParameter(f"index {descriptor.digest}: indexes are nested too deeply")
-        if parent is not None and not self._holds(descriptor):
+        if descriptor.digest in seen or (parent is not None and not self._holds(descriptor)):
             return []  # a layout may hold some platforms only
+        seen.add(descriptor.digest)
+        self._read += 1
+        if self._read > _DOCUMENT_COUNT:
+            raise InvalidParameter(f"index.json refers to more than {_DOCUMENT_COUNT} manifests")
         document = manifests.decode(self._blob(descriptor, "manifest"), f"manifest {descriptor.digest}")
         if isinstance(document, Index):
             inner = [item for item in document.manifests if kind_of(item) in ("image", "index")]
             below = (*indexes, descriptor.digest)
-            return [found for item in inner for found in self._manifests_below(item, below, document)]
+            return [found for item in inner for found in self._manifests_below(item, below, document, seen)]
         if parent is not None and not all(self._holds(blob) for blob in (document.config, *document.layers)):
             return []
         config = self._blob(document.config, "image configuration")

@@ -217,8 +217,9 @@ class _Archive:
             if entry.kind == "index":
                 self.blobs[digest] = self._images.blobs.read(digest)
             elif entry.attests in chosen and entry.available:
-                for blob in (entry.descriptor, *entry.content):
-                    self.blobs[blob.digest] = self._images.blobs.read(blob.digest)
+                self.blobs[digest] = self._images.blobs.read(digest)
+                for blob in entry.content:
+                    self.blobs.setdefault(blob.digest, None)
         content = self.blobs[source] = self._images.blobs.read(source)
         media_type = manifests.decode(content, f"index {source}").media_type or manifests.OCI_INDEX
         return Descriptor(media_type=media_type, digest=source, size=len(content))

@@ -17,10 +17,13 @@ from seacan.errors import InvalidParameter
 from seacan.images.bootstrap import busybox_archive
 from seacan.images.manifest import Platform
 from seacan.images.store import Images
+from seacan.storage.digest import Digest
 from tests.unit.images.archives import blob, config, digest, docker_archive, layer, layout_files, pack
 from tests.unit.images.conftest import EMPTY, Load, folders
 from tests.unit.storage.archives import COMPRESSIONS, Entry, folder
 
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ONE = layer(folder("./"), Entry("one", b"1"))
 TWO = layer(Entry("two", b"22"))
 
@@ -151,6 +154,42 @@ async def test_a_layout_of_several_platforms_gives_the_one_asked_for(load_bytes:
     assert image.config.architecture == "arm64" and image.tags == ["multi:1"]
     with pytest.raises(InvalidParameter, match="requested platform \\(linux/s390x\\) not found"):
         await load_bytes(content, platforms=[Platform("linux", "s390x")])
+
+
+async def test_indexes_that_name_each_other_again_and_again_are_read_once(load_bytes: Load, images: Images) -> None:
+    files = layout_files([ONE], platform={"os": "linux", "architecture": "amd64"})
+    inner = json.loads(files["index.json"])["manifests"][0]
+    for _ in range(3):
+        content = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [inner] * 1000}).encode()
+        files[blob(content)] = content
+        inner = {"mediaType": INDEX, "digest": digest(content), "size": len(content)}
+    top = {**inner, "annotations": {"io.containerd.image.name": "docker.io/library/loops:1"}}
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()
+    (image,) = await load_bytes(pack(files))
+    assert image.tags == ["loops:1"]
+    assert [entry.kind for entry in images.indexes.entries(Digest(inner["digest"]))] == ["image", "index", "index"]
+
+
+async def test_an_index_of_too_many_manifests_is_refused(load_bytes: Load) -> None:
+    files = layout_files([ONE])
+    entries = []
+    for number in range(1025):
+        manifest = json.loads(next(content for content in files.values() if b'"config": {"mediaType"' in content))
+        manifest["annotations"] = {"number": str(number)}
+        content = json.dumps(manifest).encode()
+        files[blob(content)] = content
+        entries.append({"mediaType": MANIFEST, "digest": digest(content), "size": len(content)})
+    halves = []
+    for part in (entries[:600], entries[600:]):
+        content = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": part}).encode()
+        files[blob(content)] = content
+        halves.append({"mediaType": INDEX, "digest": digest(content), "size": len(content)})
+    content = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": halves}).encode()
+    files[blob(content)] = content
+    top = {"mediaType": INDEX, "digest": digest(content), "size": len(content)}
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()
+    with pytest.raises(InvalidParameter, match="refers to more than 1024 manifests"):
+        await load_bytes(pack(files))
 
 
 async def test_parents_in_the_archive_are_believed_only_if_the_layers_fit(load_bytes: Load, images: Images) -> None:
