@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from seacan.cli.template import FUNCTIONS, Template, TemplateError, go_json
+from seacan.engine.times import human_duration
 
 Row = Mapping[str, Any]
 """One object's columns by their template names; a callable is a method with arguments."""
@@ -114,34 +115,6 @@ def write_inspect(objects: Sequence[Any], form: str) -> None:
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
-
-
-def human_duration(seconds: float) -> str:
-    """go-units' HumanDuration: ``About an hour``, ``3 weeks``."""
-    whole = int(seconds)
-    if whole < 1:
-        return "Less than a second"
-    if whole == 1:
-        return "1 second"
-    if whole < 60:
-        return f"{whole} seconds"
-    minutes = whole // 60
-    if minutes == 1:
-        return "About a minute"
-    if minutes < 60:
-        return f"{minutes} minutes"
-    hours = int(seconds / 3600 + 0.5)
-    if hours == 1:
-        return "About an hour"
-    if hours < 48:
-        return f"{hours} hours"
-    if hours < 24 * 7 * 2:
-        return f"{hours // 24} days"
-    if hours < 24 * 30 * 2:
-        return f"{hours // 24 // 7} weeks"
-    if hours < 24 * 365 * 2:
-        return f"{hours // 24 // 30} months"
-    return f"{int(seconds / 3600) // 24 // 365} years"
 
 
 def ago(unix: float, now: float | None = None) -> str:

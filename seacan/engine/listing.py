@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from seacan.engine import config as docker
 from seacan.engine.container import Container, now
+from seacan.engine.times import human_duration
 from seacan.errors import InvalidParameter, NotFound, SeacanError
 
 if TYPE_CHECKING:
@@ -201,34 +202,7 @@ def status(container: Container) -> str:
 
 def since(moment: int) -> str:
     """How long ago ``moment`` (ns) was, in go-units' words."""
-    return duration((now() - moment) / 1e9)
-
-
-def duration(seconds: float) -> str:
-    whole = int(seconds)
-    if whole < 1:
-        return "Less than a second"
-    if whole == 1:
-        return "1 second"
-    if whole < 60:
-        return f"{whole} seconds"
-    minutes = int(seconds / 60)
-    if minutes == 1:
-        return "About a minute"
-    if minutes < 60:
-        return f"{minutes} minutes"
-    hours = int(seconds / 3600 + 0.5)
-    if hours == 1:
-        return "About an hour"
-    if hours < 48:
-        return f"{hours} hours"
-    if hours < 24 * 7 * 2:
-        return f"{hours // 24} days"
-    if hours < 24 * 30 * 2:
-        return f"{hours // 24 // 7} weeks"
-    if hours < 24 * 365 * 2:
-        return f"{hours // 24 // 30} months"
-    return f"{int(seconds / 3600 / 24 / 365)} years"
+    return human_duration((now() - moment) / 1e9)
 
 
 # --- filters -------------------------------------------------------------------------------------------------------

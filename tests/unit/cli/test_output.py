@@ -12,7 +12,6 @@ from seacan.cli.image import image_rows, split_reference
 from seacan.cli.output import (
     binary_size,
     ellipsis,
-    human_duration,
     human_size,
     tabulate,
     unix_time,
@@ -21,6 +20,7 @@ from seacan.cli.output import (
 )
 from seacan.cli.system import df_rows, event_line, info_lines
 from seacan.cli.template import TemplateError
+from seacan.engine.times import human_duration
 
 HEADERS = {"ID": "CONTAINER ID", "Names": "NAMES"}
 ROWS = [{"ID": "aaaa", "Names": "web", "Label": lambda name: f"<{name}>"}, {"ID": "b", "Names": "a-long-name-here"}]

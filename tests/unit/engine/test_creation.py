@@ -10,7 +10,7 @@ import pytest
 from seacan.engine import creation
 from seacan.engine.config import BindOptions, ContainerConfig, HostConfig, LogConfig, Mount, RestartPolicy, TmpfsOptions
 from seacan.engine.links import link_variables
-from seacan.engine.listing import command_line, duration, parse_time
+from seacan.engine.listing import command_line, parse_time
 from seacan.engine.mounts import parse_bind, parse_mount, parse_volumes_from
 from seacan.engine.names import check_name, new_id, random_name
 from seacan.engine.options import EngineOptions
@@ -180,18 +180,6 @@ def test_links_tell_of_ports_and_environment() -> None:
         "MY_DB_PORT_53_UDP_PROTO=udp",
         "MY_DB_ENV_MODE=fast",
     ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.4, "Less than a second"), (1, "1 second"), (59, "59 seconds"), (60, "About a minute"), (150, "2 minutes"),
-        (3600, "About an hour"), (7200, "2 hours"), (86400 * 3, "3 days"), (86400 * 20, "2 weeks"),
-        (86400 * 70, "2 months"), (86400 * 365 * 3, "3 years"),
-    ],
-)  # fmt: skip
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 def test_moments() -> None:
