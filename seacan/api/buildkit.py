@@ -65,6 +65,8 @@ _SESSION_WAIT = 10.0
 """Seconds a solve waits for its session to connect."""
 _HISTORY = 50
 _FILE_LIMIT = 16 << 20
+_STATUS_DELAY = 0.02
+"""Seconds in which progress is gathered."""
 
 _FRONTEND_CAPS = (
     *("solve.base", "solve.inlinereturn", "resolveimage", "resolveimage.resolvemode", "readfile", "return"),
@@ -593,6 +595,17 @@ class BuildKit:
         remote_context = await self._remote_context(job, settings)
         load = Vertex(Scratch(), name=f"[internal] load build definition from {settings.filename}", internal=True)
         recorder.started(load)
+        ignore = Vertex(Scratch(), name="[internal] load .dockerignore", internal=True)
+        reading = asyncio.ensure_future(
+            session.read_files(
+                settings.context_key,
+                (".dockerignore",),
+                lambda size, done: recorder.status(ignore, "transferring context:", size, 0, done=done),
+            )
+            if remote_context is None
+            else _nothing()
+        )  # at the same time: each costs a round trip or two
+        failing = load
         try:
             name = settings.filename
             if remote_context is not None and not settings.local_dockerfile:
@@ -612,26 +625,24 @@ class BuildKit:
                 dockerfile = found.get("dockerfile")
             if dockerfile is None:
                 raise InvalidParameter(f"failed to read dockerfile: open {name}: no such file or directory")
+            recorder.completed(load)
+            failing = ignore
+            recorder.started(ignore)
+            own_ignore = found.get(f"{name}.dockerignore")
+            if own_ignore is not None:
+                patterns = read_ignore_file(own_ignore)
+            elif remote_context is not None:
+                patterns = contexts.ignore_patterns(remote_context.path, name)
+            else:
+                content = (await reading).get(".dockerignore")
+                patterns = read_ignore_file(content) if content is not None else []
+            recorder.completed(ignore)
         except SeacanError as error:
-            recorder.completed(load, error=error.message)
+            recorder.completed(failing, error=error.message)
             raise
-        recorder.completed(load)
-        own_ignore = found.get(f"{name}.dockerignore")
-        ignore = Vertex(Scratch(), name="[internal] load .dockerignore", internal=True)
-        recorder.started(ignore)
-        if own_ignore is not None:
-            patterns = read_ignore_file(own_ignore)
-        elif remote_context is not None:
-            patterns = contexts.ignore_patterns(remote_context.path, name)
-        else:
-            read = await session.read_files(
-                settings.context_key,
-                (".dockerignore",),
-                lambda size, done: recorder.status(ignore, "transferring context:", size, 0, done=done),
-            )
-            content = read.get(".dockerignore")
-            patterns = read_ignore_file(content) if content is not None else []
-        recorder.completed(ignore)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
         return _Loaded(dockerfile, tuple(patterns), remote_context, load)
 
     async def _remote_context(self, job: _Job, settings: frontend.Settings) -> SourceFolder | None:
@@ -1048,6 +1059,7 @@ class Recorder:
         self._ref = ref
         self._events: list[pb.Vertex | pb.VertexStatus | pb.VertexLog | pb.VertexWarning] = []
         self._changed = asyncio.Event()
+        self._over = asyncio.Event()
         self._closed = False
         self._digests: dict[int, tuple[Vertex, str]] = {}
         self._begun: dict[str, pb.Timestamp] = {}
@@ -1111,6 +1123,7 @@ class Recorder:
 
     def close(self) -> None:
         self._closed = True
+        self._over.set()
         self._changed.set()
 
     def _put(self, event: pb.Vertex | pb.VertexStatus | pb.VertexLog | pb.VertexWarning) -> None:
@@ -1140,6 +1153,14 @@ class Recorder:
             if at < len(self._events) or self._closed:
                 continue
             await self._changed.wait()
+            if not self._closed:
+                # A step that is in the cache takes less than a message does: tell of many at once.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._over.wait(), _STATUS_DELAY)
+
+
+async def _nothing() -> dict[str, bytes]:
+    return {}
 
 
 _REFERENCE = "seacan-ref://"

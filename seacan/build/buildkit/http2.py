@@ -30,6 +30,7 @@ _CONNECTION_WINDOW = 1 << 26
 _READ = 1 << 19
 _FRAME = 1 << 16
 """The longest frame we take."""
+_SMALL = 1 << 13
 _HEADERS_LIMIT = 1 << 20
 _STREAMS_LIMIT = 128
 
@@ -260,10 +261,13 @@ class Connection:
     def frame(self, type_: int, flags: int, stream: int, payload: bytes | memoryview) -> None:
         if self._writer.is_closing():
             return
-        head = len(payload).to_bytes(3, "big") + bytes((type_, flags)) + stream.to_bytes(4, "big")
+        size = len(payload)
+        head = size.to_bytes(3, "big") + bytes((type_, flags)) + stream.to_bytes(4, "big")
+        if size <= _SMALL:
+            self._writer.write(head + payload)  # a system call costs more than the copy
+            return
         self._writer.write(head)
-        if len(payload):
-            self._writer.write(payload)
+        self._writer.write(payload)
 
     async def drain(self) -> None:
         try:
