@@ -105,6 +105,11 @@ def manifests(daemon: Daemon, name: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def df(daemon: Daemon) -> list[dict[str, Any]]:
+    images: list[dict[str, Any]] = json.loads(daemon.request("GET", "/v1.51/system/df")[1])["Images"]
+    return images
+
+
 def stored(host: Host, name: str, reference: str) -> dict[str, Any]:
     """A manifest as the registry has it."""
     domain, _, repository = name.rpartition(":")[0].partition("/")
@@ -155,6 +160,13 @@ def test_a_second_platform_comes_beside_the_first(daemon: Daemon, name: str, bui
     assert daemon.out("inspect", "-f", "{{.Image}}", id) == daemon.out("inspect", "-f", "{{.Id}}", arm)
     in_use = daemon.docker("rmi", "--platform", "linux/arm64", name, check=False)
     assert in_use.returncode == 1 and "is being used by stopped container" in in_use.stderr
+    refused = daemon.docker("rmi", name, check=False)
+    assert refused.returncode == 1 and f"container {id[:12]} is using its referenced image" in refused.stderr
+    assert name not in daemon.out("image", "prune", "-af", "--filter", "label=for=amd64")
+    (line,) = [image for image in df(daemon) if name in image["RepoTags"]]
+    members = [json.loads(daemon.out("image", "inspect", digest))[0] for digest in (amd, arm)]
+    assert (line["Containers"], line["SharedSize"]) == (1, 0)
+    assert line["Size"] == sum(member["Size"] for member in members)
     daemon.docker("rm", id)
     assert "Deleted: sha256:" in daemon.out("rmi", "--platform", "linux/arm64", name)
     assert manifests(daemon, name)["image arm64"]["Available"] is False
