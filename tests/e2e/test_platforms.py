@@ -15,60 +15,12 @@ from typing import Any
 import pytest
 
 from tests.hosts import REPOSITORY, Daemon, Host
-from tests.unit.images.archives import blob, config, digest, layer, pack
-from tests.unit.storage.archives import Entry
-
-INDEX = "application/vnd.oci.image.index.v1+json"
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-
-
-def described(content: bytes, media_type: str, **more: Any) -> dict[str, Any]:
-    return {"mediaType": media_type, "digest": digest(content), "size": len(content), **more}
-
-
-def add_manifest(files: dict[str, bytes], document: bytes, archive: bytes, layer_type: str) -> bytes:
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": described(document, "application/vnd.oci.image.config.v1+json"),
-        "layers": [described(archive, layer_type)],
-    }
-    content = json.dumps(manifest).encode()
-    files |= {blob(document): document, blob(archive): archive, blob(content): content}
-    return content
+from tests.unit.images.archives import INDEX, MANIFEST, built_for, digest, named_layout
 
 
 @pytest.fixture(scope="module")
 def built() -> tuple[bytes, dict[str, bytes]]:
-    """What buildx makes for two platforms, with provenance: the index, and all files of its layout."""
-    files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
-    images, attestations = [], []
-    for architecture in ("amd64", "arm64"):
-        archive = layer(Entry(f"for-{architecture}", architecture.encode() * 1000))
-        labels = {"Cmd": ["/sh"], "Labels": {"for": architecture}}
-        image = add_manifest(
-            files,
-            config([archive], architecture=architecture, config=labels),
-            archive,
-            "application/vnd.oci.image.layer.v1.tar",
-        )
-        images.append(described(image, MANIFEST, platform={"architecture": architecture, "os": "linux"}))
-        statement = json.dumps({"_type": "https://in-toto.io/Statement/v0.1", "for": architecture}).encode()
-        about = add_manifest(files, config([statement]), statement, "application/vnd.in-toto+json")
-        attestations.append(
-            described(
-                about,
-                MANIFEST,
-                platform={"architecture": "unknown", "os": "unknown"},
-                annotations={
-                    "vnd.docker.reference.digest": digest(image),
-                    "vnd.docker.reference.type": "attestation-manifest",
-                },
-            )
-        )
-    index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": images + attestations}).encode()
-    files[blob(index)] = index
-    return index, files
+    return built_for("amd64", "arm64")
 
 
 @pytest.fixture
@@ -76,9 +28,7 @@ def name(daemon: Daemon, registry: str, built: tuple[bytes, dict[str, bytes]], t
     """The image of two platforms in a registry, and not here."""
     index, files = built
     name = f"{registry}/multi:1"
-    top = described(index, INDEX, annotations={"io.containerd.image.name": name})
-    outer = json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()
-    (tmp_path / "layout.tar").write_bytes(pack(files | {"index.json": outer}))
+    (tmp_path / "layout.tar").write_bytes(named_layout(name, index, files))
     assert daemon.out("load", "-i", str(tmp_path / "layout.tar")) == f"Loaded image: {name}"
     assert f"digest: {digest(index)}" in daemon.out("push", name)
     daemon.docker("rmi", name)

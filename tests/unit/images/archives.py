@@ -11,6 +11,9 @@ from typing import Any
 
 from tests.unit.storage.archives import Entry, archive
 
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+
 
 def digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -111,3 +114,58 @@ def layout_files(
         blob(manifest): manifest,
         "index.json": json.dumps(index).encode(),
     }
+
+
+def described(content: bytes, media_type: str, **more: Any) -> dict[str, Any]:
+    """A descriptor."""
+    return {"mediaType": media_type, "digest": digest(content), "size": len(content), **more}
+
+
+def built_for(*architectures: str, mark: str = "") -> tuple[bytes, dict[str, bytes]]:
+    """What buildx makes for several platforms, with provenance: the index, and its files; ``mark`` makes it another."""
+    files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
+    images, attestations = [], []
+    for architecture in architectures:
+        archive = layer(Entry(f"for-{architecture}", architecture.encode() * 1000))
+        labels = {"Cmd": ["/sh"], "Labels": {"for": architecture, "mark": mark}}
+        image = _add_manifest(
+            files,
+            config([archive], architecture=architecture, config=labels),
+            archive,
+            "application/vnd.oci.image.layer.v1.tar",
+        )
+        images.append(described(image, MANIFEST, platform={"architecture": architecture, "os": "linux"}))
+        statement = json.dumps({"_type": "https://in-toto.io/Statement/v0.1", "for": architecture + mark}).encode()
+        about = _add_manifest(files, config([statement]), statement, "application/vnd.in-toto+json")
+        attestations.append(
+            described(
+                about,
+                MANIFEST,
+                platform={"architecture": "unknown", "os": "unknown"},
+                annotations={
+                    "vnd.docker.reference.digest": digest(image),
+                    "vnd.docker.reference.type": "attestation-manifest",
+                },
+            )
+        )
+    index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": images + attestations}).encode()
+    files[blob(index)] = index
+    return index, files
+
+
+def _add_manifest(files: dict[str, bytes], document: bytes, archive: bytes, layer_type: str) -> bytes:
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": described(document, "application/vnd.oci.image.config.v1+json"),
+        "layers": [described(archive, layer_type)],
+    }
+    content = json.dumps(manifest).encode()
+    files |= {blob(document): document, blob(archive): archive, blob(content): content}
+    return content
+
+
+def named_layout(name: str, index: bytes, files: Mapping[str, bytes]) -> bytes:
+    """An archive of an index under a name."""
+    top = described(index, INDEX, annotations={"io.containerd.image.name": name})
+    return pack({**files, "index.json": json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()})

@@ -18,12 +18,20 @@ from seacan.images.bootstrap import busybox_archive
 from seacan.images.manifest import Platform
 from seacan.images.store import Images
 from seacan.storage.digest import Digest
-from tests.unit.images.archives import blob, config, digest, docker_archive, layer, layout_files, pack
+from tests.unit.images.archives import (
+    INDEX,
+    MANIFEST,
+    blob,
+    config,
+    digest,
+    docker_archive,
+    layer,
+    layout_files,
+    pack,
+)
 from tests.unit.images.conftest import EMPTY, Load, folders
 from tests.unit.storage.archives import COMPRESSIONS, Entry, folder
 
-INDEX = "application/vnd.oci.image.index.v1+json"
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ONE = layer(folder("./"), Entry("one", b"1"))
 TWO = layer(Entry("two", b"22"))
 
