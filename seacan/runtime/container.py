@@ -320,7 +320,6 @@ class Container:
         created = {namespace.type for namespace in linux.namespaces if not namespace.path}
         plan.userns_created = "user" in created
         plan.network_created = "network" in created
-        plan.prepare_root = "mount" in created
         _validate(configuration, linux, kinds, created)
 
         label = linux.mount_label
@@ -377,8 +376,11 @@ class Container:
                 fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
                 if namespace.type == "user":
                     plan.userns_joined = fd
-                else:
-                    plan.joins.append((fd, NAMESPACES[namespace.type]))
+                    continue
+                plan.joins.append((fd, NAMESPACES[namespace.type]))
+                if namespace.type == "mount" and os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/mnt")):
+                    # The container's root would take the place of everybody's.
+                    raise InvalidParameter("the runtime's own mount namespace cannot be a container's")
 
     def _open_tasks(self) -> list[int]:
         """Where a process writes 0 to move itself into the cgroup's v1 directories."""
@@ -461,8 +463,6 @@ class Container:
         """Make the mounts that need the host's privileges: all sources under a user namespace, whose root may not
         reach them, and ID-mapped ones always."""
         userns = plan.userns_created or plan.userns_joined >= 0
-        if not plan.prepare_root:
-            return
         if userns:
             plan.root_fd = mount_root(plan.rootfs)
             borrowed.callback(os.close, plan.root_fd)

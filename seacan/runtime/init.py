@@ -43,7 +43,7 @@ class InitPlan:
     __slots__ = (
         "bundle", "cgroup", "cgroup_files", "clone_flags", "devices", "domainname",
         "hooks", "hostname", "joins", "listener", "make_devices", "masked", "mounts", "network_created", "no_pivot",
-        "prepare_root", "process", "propagation", "readonly", "readonly_root", "root_fd", "rootfs", "seccomp",
+        "process", "propagation", "readonly", "readonly_root", "root_fd", "rootfs", "seccomp",
         "setgroups", "state", "stdio", "sysctl", "time_offsets", "unshare_cgroup", "unshared", "userns_created",
         "userns_joined",
     )  # fmt: skip
@@ -63,7 +63,6 @@ class InitPlan:
     mounts: list[MountPlan]
     network_created: bool
     no_pivot: bool
-    prepare_root: bool
     process: process.ProcessPlan
     propagation: str
     readonly: Sequence[str]
@@ -218,17 +217,15 @@ def _prepare(plan: InitPlan, channel: Channel, second: bool) -> process.Executab
         _set_up_network(channel)
 
     os.setsid()
-    builder = _build_root(plan, channel) if plan.prepare_root else None
+    builder = _build_root(plan, channel)
 
     # The signals of the terminal, and its size, belong to whoever leads its session: us.
     terminal = -1
     if plan.process.terminal:
-        root = builder.root if builder is not None else os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        master, terminal = process.open_terminal(root, plan.process.size)
+        master, terminal = process.open_terminal(builder.root, plan.process.size)
         channel.send(words_of.CONSOLE, b"", (master,))
         os.close(master)
-        if builder is not None:
-            builder.mount_console(terminal)
+        builder.mount_console(terminal)
     stdio = (terminal, terminal, terminal) if terminal >= 0 else plan.stdio
     process.set_stdio(*stdio, lambda: _open_null(builder))
     if terminal >= 0:
@@ -240,15 +237,11 @@ def _prepare(plan: InitPlan, channel: Channel, second: bool) -> process.Executab
     if plan.domainname:
         with step("setdomainname"):
             k.setdomainname(plan.domainname)
-    if builder is not None:
-        _finish_root(plan, builder)
-    elif plan.sysctl or plan.process.apparmor_profile or plan.process.selinux_label:
-        builder = RootBuilder(-1, userns=plan.userns, cgroup=None, cgroupns=False)
-    if builder is not None:
-        builder.write_sysctls(plan.sysctl)
-        if plan.process.apparmor_profile or plan.process.selinux_label:
-            process.set_labels(builder.procfs(), str(os.getpid()), plan.process)
-        builder.close()
+    _finish_root(plan, builder)
+    builder.write_sysctls(plan.sysctl)
+    if plan.process.apparmor_profile or plan.process.selinux_label:
+        process.set_labels(builder.procfs(), str(os.getpid()), plan.process)
+    builder.close()
 
     if not plan.userns:
         process.raise_limits(plan.process)  # else our parent does
@@ -257,11 +250,10 @@ def _prepare(plan: InitPlan, channel: Channel, second: bool) -> process.Executab
     return process.Executable(path, plan.process, plan.seccomp)
 
 
-def _open_null(builder: RootBuilder | None) -> int:
+def _open_null(builder: RootBuilder) -> int:
     """The container's /dev/null, or where it has none the host's, which is not out of sight yet."""
-    if builder is not None:
-        with contextlib.suppress(SetupFailed):
-            return process.open_null(builder.root)
+    with contextlib.suppress(SetupFailed):
+        return process.open_null(builder.root)
     return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,28 @@ def test_contradictions_are_refused(bundles: Bundles) -> None:
     configuration.linux.namespaces = []
     with pytest.raises(Unsupported, match="mount namespace"):
         bundles.create(configuration)
+
+
+def test_a_mount_namespace_that_is_joined_gets_the_root(bundles: Bundles) -> None:
+    host = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sleep", "1000"])
+    try:
+        path = f"/proc/{host.pid}/ns/mnt"
+        while os.readlink(path) == os.readlink("/proc/self/ns/mnt"):
+            time.sleep(0.01)
+        configuration = bundles.spec(
+            ["sh", "-c", "readlink /proc/self/ns/mnt; test -e /etc/debian_version || echo contained"]
+        )
+        assert configuration.linux is not None
+        for namespace in configuration.linux.namespaces:
+            if namespace.type == "mount":
+                namespace.path = path
+        code, output = bundles.run(configuration)
+        assert (code, output.split()) == (0, [os.readlink(path), "contained"])
+        for namespace in configuration.linux.namespaces:
+            if namespace.type == "mount":
+                namespace.path = "/proc/self/ns/mnt"
+        with pytest.raises(InvalidParameter, match="own mount namespace"):
+            bundles.create(configuration)
+    finally:
+        host.kill()
+        host.wait()
