@@ -28,6 +28,7 @@ FAILED: Final = b"E"  # a failure.Report
 class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._returned: list[tuple[bytes, bytes, list[int]]] = []
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
@@ -46,11 +47,17 @@ class Channel:
 
     def receive(self) -> tuple[bytes, bytes, list[int]]:
         """(kind, payload, descriptors); kind is empty at the end."""
+        if self._returned:
+            return self._returned.pop(0)
         try:
             data, fds, _, _ = socket.recv_fds(self._socket, 65536, 8, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return b"", b"", []
         return data[:1], data[1:], fds
+
+    def put_back(self, words: list[tuple[bytes, bytes, list[int]]]) -> None:
+        """Let :meth:`receive` give these again, before all others."""
+        self._returned[:0] = words
 
     def expect(self, kind: bytes) -> None:
         """In the child: wait for a word, and end if the parent is gone."""

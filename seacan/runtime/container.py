@@ -505,7 +505,13 @@ class Container:
 
     def _adopt(self, channel: Channel, intermediate: int) -> tuple[int, int]:
         """Learn init's pid from the process that made it, and reap that."""
-        kind, payload, fds = channel.receive()
+        early = []
+        while True:
+            word = kind, payload, fds = channel.receive()
+            if kind in (words_of.CHILD, words_of.FAILED, b""):
+                break
+            early.append(word)  # init's own, which was quicker than its maker
+        channel.put_back(early)
         if kind != words_of.CHILD:
             _kill(intermediate)
             if kind == words_of.FAILED:

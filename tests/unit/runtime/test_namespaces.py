@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from seacan.errors import InvalidParameter, Unsupported
+from seacan.linux import syscalls
 from seacan.runtime import spec
 from tests.bundles import Bundles
 
@@ -118,6 +120,23 @@ def test_a_time_namespace_shifts_the_clocks(bundles: Bundles) -> None:
     code, output = bundles.run(configuration)
     assert code == 0
     assert float(output.split()[0]) > 10_000_000
+
+
+def test_init_may_speak_before_its_maker_has_named_it(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = syscalls.clone3
+
+    def slow(flags: int, **more: Any) -> tuple[int, int]:
+        made = fork(flags, **more)
+        if made[0] and flags & syscalls.CLONE_PARENT:
+            time.sleep(0.2)
+        return made
+
+    monkeypatch.setattr(syscalls, "clone3", slow)
+    configuration = bundles.spec(["cat", "/proc/uptime"])
+    assert configuration.linux is not None
+    configuration.linux.namespaces.append(spec.LinuxNamespace("time"))
+    configuration.linux.time_offsets = {"boottime": spec.LinuxTimeOffset(secs=10_000_000)}
+    assert bundles.run(configuration)[0] == 0
 
 
 def test_a_time_namespace_inside_a_user_namespace(bundles: Bundles, shifted: Path) -> None:
