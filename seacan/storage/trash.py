@@ -38,6 +38,8 @@ class Trash:
 
     def discard(self, path: Path) -> None:
         """Make ``path`` (a folder that may not exist) disappear."""
+        if not os.path.lexists(path):
+            return  # before a folder is made that nothing would be in, and no sweep take away
         if self._batch is None:
             batch = self.folder / secrets.token_hex(8)
             batch.mkdir(mode=0o700)

@@ -36,3 +36,8 @@ def test_other_file_systems_are_left_as_they_are(database: Database, launcher: L
         pytest.skip("/dev/shm is no tmpfs")
     with tempfile.TemporaryDirectory(dir=shared) as folder:
         assert Layers(Path(folder), database, launcher, trash).stage_folder().is_dir()
+
+
+def test_what_is_not_there_leaves_nothing_in_the_trash(tmp_path: Path, trash: Trash) -> None:
+    trash.discard(tmp_path / "nothing")
+    assert list(trash.folder.iterdir()) == []
