@@ -289,7 +289,7 @@ def inspect_defaults(defaults: ImageDefaults) -> dict[str, Any]:
 
 
 def prune(images: Images, filters: Filters | None = None) -> tuple[list[Removal], int]:
-    """Remove the images nobody uses: the untagged ones, or with ``dangling=false`` all.
+    """Remove the images nobody uses: the untagged ones, or with ``dangling=false`` all and broken-off downloads.
 
     Gives what was removed and the bytes reclaimed.
     """
@@ -318,7 +318,8 @@ def prune(images: Images, filters: Filters | None = None) -> tuple[list[Removal]
         except Conflict:
             continue
     remaining = {layer.chain_id for layer in images.layers.all()}
-    return removals, sum(size for chain_id, size in before.items() if chain_id not in remaining)
+    freed = images.expire_downloads(everything=not dangling)
+    return removals, freed + sum(size for chain_id, size in before.items() if chain_id not in remaining)
 
 
 def _prune_one(images: Images, id: Digest, names: Sequence[Reference], dangling: bool) -> list[Removal]:

@@ -647,6 +647,10 @@ class Images:
                     self.blobs.remove(Digest(name))
         self._remove_layers(ChainID(name) for name in reversed(names))
 
+    def expire_downloads(self, *, everything: bool = False) -> int:
+        """Delete downloads that broke off days ago (or any), but those that go on just now; gives the bytes freed."""
+        return self.blobs.expire(everything=everything, keep=self._leases)
+
     def collect_layers(self, chain_id: ChainID | None) -> list[ChainID]:
         """Remove the layers from ``chain_id`` down that nothing needs: after a snapshot on them is gone."""
         if chain_id is None or not self.layers.contains(chain_id):

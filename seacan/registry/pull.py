@@ -142,6 +142,7 @@ class _Pull:
                 held = lease.names()
                 lease.release()
                 self._images.collect(held, resumable=self._layers)
+                self._images.expire_downloads()
         await self._report(progress.status(f"Digest: {digest}"))
         name = reference.familiar
         self._images.emit(

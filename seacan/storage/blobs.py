@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ DOCUMENT_LIMIT = 16 << 20
 """Bytes that a manifest, index or configuration may have; what is larger is hostile (registries stop at 4 MiB)."""
 
 
+_PARTIAL = ".partial"
 _PARTIAL_LIFETIME = 3 * 86400
 """Seconds that a broken-off download is kept for."""
 
@@ -182,7 +183,7 @@ class Blobs:
 
     def partial(self, digest: Digest) -> Path:
         """Where a download of the blob grows until it is complete; it outlives the process, to be resumed."""
-        return self._ingest / f"{self.path(digest).name}.partial"
+        return self._ingest / f"{self.path(digest).name}{_PARTIAL}"
 
     def publish(self, digest: Digest) -> None:
         """Make a finished and verified download a blob.
@@ -222,7 +223,28 @@ class Blobs:
 
         Only when no other process of ours writes here.
         """
-        oldest = time.time() - _PARTIAL_LIFETIME
         for entry in self._ingest.iterdir():
-            if not entry.name.endswith(".partial") or entry.stat().st_mtime < oldest:
+            if not entry.name.endswith(_PARTIAL):
                 entry.unlink(missing_ok=True)
+        self.expire()
+
+    def expire(self, *, everything: bool = False, keep: Container[str] = ()) -> int:
+        """Delete broken-off downloads that nobody has gone on with for days (or all), but those of ``keep``.
+
+        Gives the bytes freed.
+        """
+        oldest = time.time() - _PARTIAL_LIFETIME
+        freed = 0
+        with os.scandir(self._ingest) as entries:
+            for entry in entries:
+                digest = f"sha256:{entry.name.removesuffix(_PARTIAL)}"
+                if not entry.name.endswith(_PARTIAL) or digest in keep:
+                    continue
+                try:
+                    found = entry.stat(follow_symlinks=False)
+                    if everything or found.st_mtime < oldest:
+                        os.unlink(entry)
+                        freed += found.st_size if found.st_nlink == 1 else 0
+                except FileNotFoundError:
+                    continue
+        return freed

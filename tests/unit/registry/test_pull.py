@@ -13,6 +13,7 @@ import pytest
 from seacan.engine.options import EngineOptions
 from seacan.errors import InvalidParameter, NotFound, SeacanError
 from seacan.images import reference as references
+from seacan.images.listing import prune
 from seacan.images.manifest import Platform
 from seacan.images.store import Images
 from seacan.registry.distribution import Distribution
@@ -193,8 +194,30 @@ async def test_a_failed_pull_leaves_only_what_can_be_resumed(
     with pytest.raises(SeacanError):
         await pull(distribution, registry, "a:1")
     assert not list(images.blobs)
-    left = {path.name for path in (images.blobs.root / "ingest").iterdir()}
-    assert left <= {f"{name[7:]}.partial" for name in layers}
+    ingest = images.blobs.root / "ingest"
+    left = {path.name for path in ingest.iterdir()}
+    assert left and left <= {f"{name[7:]}.partial" for name in layers}
+    for path in ingest.iterdir():
+        os.utime(path, (1, 1))
+    await pull(distribution, registry, "m:1")
+    assert not list(ingest.iterdir()), "what nobody has gone on with for days is still there"
+
+
+async def test_pruning_all_images_takes_broken_off_downloads_too(
+    distribution: Distribution, registry: FakeRegistry, images: Images
+) -> None:
+    _, layers = registry.add("a", "1", [ONE, TWO])
+    del registry.blobs[layers[1]]
+    with pytest.raises(SeacanError):
+        await pull(distribution, registry, "a:1")
+    partials = list((images.blobs.root / "ingest").iterdir())
+    size = sum(path.stat().st_size for path in partials)
+    assert prune(images)[1] == 0 and partials
+    with images.lease() as lease:
+        lease.add(*layers)
+        assert prune(images, {"dangling": ["false"]})[1] == 0
+    assert prune(images, {"dangling": ["false"]})[1] == size > 0
+    assert not list((images.blobs.root / "ingest").iterdir())
 
 
 @pytest.mark.parametrize("compress", [lambda c: c, gzip.compress, zstd], ids=["none", "gzip", "zstd"])
