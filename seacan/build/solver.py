@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -46,7 +47,7 @@ from seacan.build.imports import Imports
 from seacan.build.progress import Progress, SharedLog
 from seacan.errors import InvalidParameter, NotFound, SeacanError, System
 from seacan.images.store import Images
-from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2, syncfs
 from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
 from seacan.storage import digest as digests
 from seacan.storage import worker
@@ -59,6 +60,17 @@ log = logging.getLogger(__name__)
 
 OVERLAY_OPTIONS = ("index=off", "redirect_dir=off", "metacopy=off")
 """What keeps an upper folder readable without its overlay."""
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+
+
+_STEP_OPTIONS = (*OVERLAY_OPTIONS, *(("volatile",) if _kernel() >= (5, 10) else ()))
+"""Of the root of a step: the end of an overlay writes all that it changed to the disk unless it is volatile (since
+Linux 5.10), which for a large layer takes longer than all else. :meth:`Solver.write_soon` does it beside the build."""
+_WRITE_AFTER = 1.0
+"""Seconds from the end of a step until what it has changed is written to the disk."""
 
 VERSION = b"seacan build 1\n"
 """Part of every key: change it when the meaning of an operation changes."""
@@ -192,9 +204,11 @@ class Solver:
         self._mounts_in_use: set[str] = set()
         cache.on_removal = self.release
         self._copying = asyncio.Semaphore(max(2, os.cpu_count() or 1))
+        self._writing: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         tasks = [*(shared.task for shared in self._steps.values()), *self._diffs.values()]
+        tasks += [self._writing] if self._writing is not None else []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -234,6 +248,26 @@ class Solver:
             raise
         finally:
             shared.waiting -= 1
+
+    def write_soon(self) -> None:
+        """Have what steps have changed on the disk in a moment, so that a power cut takes no more than that."""
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write(), name="write layers of builds to the disk")
+
+    async def _write(self) -> None:
+        await asyncio.sleep(_WRITE_AFTER)
+
+        def write() -> None:
+            folder = os.open(self.cache.root / "layers", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                syncfs(folder)
+            finally:
+                os.close(folder)
+
+        try:
+            await asyncio.to_thread(write)
+        except OSError as error:
+            log.error("layers of builds could not be written to the disk: %s", error.strerror)
 
     # --- layers for an image ------------------------------------------------------------------------------------
 
@@ -777,9 +811,7 @@ class Build:
         cache = self.solver.cache
         layer_id, upper, work = cache.new_folder(base.lower[0] if base.lower else None)
         try:
-            rootfs: Rootfs = (
-                OverlayRoot(base.lower, upper, work, OVERLAY_OPTIONS) if base.lower else DirectoryRoot(upper)
-            )
+            rootfs: Rootfs = OverlayRoot(base.lower, upper, work, _STEP_OPTIONS) if base.lower else DirectoryRoot(upper)
             async with contextlib.AsyncExitStack() as held:
                 mounts, environment = await self._mounts(operation, inputs, held)
                 code = await self.solver.sandboxes.run(
@@ -807,6 +839,7 @@ class Build:
             cache.discard(layer_id)
             raise
         cache.settle(layer_id)
+        self.solver.write_soon()
         return self._commit(key, layer_id, vertex, base)
 
     async def _mounts(

@@ -333,6 +333,15 @@ def openat2(directory: int, path: str | bytes, flags: int, *, mode: int = 0, res
             raise fail(path)
 
 
+_syncfs = _libc("syncfs", c_int)
+
+
+def syncfs(fd: int) -> None:
+    """Write the file system that ``fd`` is on to its disk, and wait for that."""
+    if _syncfs(fd) < 0:
+        raise fail()
+
+
 _mount = _libc("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _umount2 = _libc("umount2", c_char_p, c_int)
 _pivot_root = _system_call("pivot_root", c_char_p, c_char_p)

@@ -404,13 +404,13 @@ def test_an_image_is_built(seacan: Seacan, tmp_path: Path) -> None:
     (tmp_path / "ignored").touch()
     (tmp_path / "sent").touch()
     iidfile = tmp_path.parent / "iid"
-    done = seacan("build", "-t", "built:1", "--build-arg", "X=1", "--iidfile", str(iidfile), str(tmp_path))
+    done = seacan("build", "-t", "cli-built:1", "--build-arg", "X=1", "--iidfile", str(iidfile), str(tmp_path))
     assert "#1 [internal] load build definition from Dockerfile\n" in done.stderr
     assert re.search(r"^#\d+ \[3/3\] RUN echo x=1 > /x\n#\d+ DONE \d+\.\ds$", done.stderr, re.M)
-    assert re.search(r"^#\d+ naming to docker.io/library/built:1 done$", done.stderr, re.M)
+    assert re.search(r"^#\d+ naming to docker.io/library/cli-built:1 done$", done.stderr, re.M)
     assert "CACHED" in seacan("build", str(tmp_path)).stderr
-    assert seacan("images", "-q", "--no-trunc", "built").stdout.strip() == iidfile.read_text()
-    shown = seacan("run", "--rm", "built:1", "sh", "-c", "cat /x; ls /ctx").stdout
+    assert seacan("images", "-q", "--no-trunc", "cli-built").stdout.strip() == iidfile.read_text()
+    shown = seacan("run", "--rm", "cli-built:1", "sh", "-c", "cat /x; ls /ctx").stdout
     assert shown == "x=1\nDockerfile\nsent\n"
     done = seacan("build", "-q", "--build-arg", "X=1", str(tmp_path))
     assert (done.stdout.strip(), done.stderr) == (iidfile.read_text(), "")
@@ -422,7 +422,7 @@ def test_an_image_is_built(seacan: Seacan, tmp_path: Path) -> None:
         "exit code: 1\n"
     )
     assert "Successfully tagged squashed:1" in seacan("build", "--squash", "-t", "squashed:1", str(tmp_path)).stdout
-    seacan("rmi", "-f", "built:1", "squashed:1")
+    seacan("rmi", "-f", "cli-built:1", "squashed:1")
 
 
 def test_a_build_gets_what_it_is_offered_and_gives_what_is_asked(seacan: Seacan, tmp_path: Path) -> None:
