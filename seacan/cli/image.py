@@ -262,6 +262,9 @@ def show_progress(messages: Iterable[Fetched], file: IO[str] | None = None, *, q
             file.write(message["stream"])
         elif "status" in message:
             _show_status(message, lines, file, live)
+        elif (told := message.get("aux") or {}).get("manifestPushedInsteadOfIndex"):
+            index, image = told["originalIndex"]["digest"], told["selectedManifest"]["digest"]
+            file.write(f"Not all of index {index} is here: the image {image} was pushed alone\n")
         file.flush()
 
 

@@ -205,6 +205,11 @@ def test_the_seacan_command_chooses_platforms_too(
     seacan("save", "-o", str(tmp_path / "two.tar"), "--platform", "linux/arm64", "--platform", "linux/amd64", name)
     assert "Deleted: sha256:" in seacan("rmi", "--platform", "linux/arm64", name)
     assert "-" in seacan("images", "--tree", name).splitlines()[3].split()
+    part = name.replace("/multi:", "/alone:")
+    seacan("tag", name, part)
+    told = f"Not all of index {digest(built[0])} is here: the image {amd} was pushed alone"
+    assert told in seacan("push", part).splitlines()
+    seacan("rmi", part)
     seacan("rmi", name)
     assert name in seacan("load", "-i", str(tmp_path / "two.tar"), "--platform", "linux/arm64")
     assert architecture(daemon, name) == "arm64 arm64"
