@@ -30,6 +30,7 @@ _ROUTE = re.compile(
 )
 _CHUNK = 1 << 20
 _PAGE = 1000
+_TAG_LIMIT = 100
 
 
 class Upstream(Protocol):
@@ -118,8 +119,13 @@ class _Registry:
             case "PUT":
                 content = await _document(request)
                 media_type = request.headers.get("Content-Type", "")
-                digest, subject = self.store.put_manifest(name, reference, content, media_type, actor=actor)
+                tags = request.query.getall("tag", []) if ":" in reference else []
+                if len(tags) > _TAG_LIMIT:
+                    raise RegistryError(414, "TAG_INVALID", f"more than {_TAG_LIMIT} tags at once")
+                digest, subject = self.store.put_manifest(name, reference, content, media_type, tags=tags, actor=actor)
                 headers = {"Location": f"/v2/{name}/manifests/{digest}", "Docker-Content-Digest": digest}
+                if tags:
+                    headers["OCI-Tag"] = ", ".join(tags)
                 if subject is not None:
                     headers["OCI-Subject"] = subject
                 return web.Response(status=201, headers=headers)

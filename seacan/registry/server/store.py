@@ -15,7 +15,7 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -371,9 +371,17 @@ class Store:
         return Manifest(Digest(digest), row[0], row[1])
 
     def put_manifest(
-        self, name: str, reference: str, content: bytes, media_type: str, *, actor: str = "", check: bool = True
+        self,
+        name: str,
+        reference: str,
+        content: bytes,
+        media_type: str,
+        *,
+        tags: Sequence[str] = (),
+        actor: str = "",
+        check: bool = True,
     ) -> tuple[Digest, Digest | None]:
-        """Store a manifest under a tag or its digest; returns its digest and its subject's.
+        """Store a manifest under a tag or its digest, and under ``tags``; returns its digest and its subject's.
 
         Everything it refers to must be in the repository already (``check``; a mirror knows better), except a subject
         and foreign layers. Raises MANIFEST_INVALID, MANIFEST_BLOB_UNKNOWN, DIGEST_INVALID, TAG_INVALID.
@@ -382,8 +390,10 @@ class Store:
         digest = digest_of(content, reference.partition(":")[0] if ":" in reference else "sha256")
         if ":" in reference and reference != digest:
             raise RegistryError(400, "DIGEST_INVALID", "provided digest did not match uploaded content", reference)
-        if ":" not in reference and not TAG.fullmatch(reference):
-            raise RegistryError(400, "TAG_INVALID", "manifest tag did not match URI", {"tag": reference})
+        tags = list(dict.fromkeys([reference, *tags] if ":" not in reference else tags))
+        for tag in tags:
+            if not TAG.fullmatch(tag):
+                raise RegistryError(400, "TAG_INVALID", "manifest tag did not match URI", {"tag": tag})
         self._check_quota(len(content))
         # BuildKit's older form of a build cache is an index of plain blobs.
         listed = document.manifests or []
@@ -412,8 +422,8 @@ class Store:
                 "INSERT OR IGNORE INTO edges VALUES (?, ?, ?)",
                 [(repository, digest, child) for child in {*children, *blobs}],
             )
-            if ":" not in reference:
-                self._tag(db, repository, reference, digest, actor)
+            for tag in tags:
+                self._tag(db, repository, tag, digest, actor)
         return digest, subject
 
     def _check_references(self, repository: int, children: list[str], blobs: list[str]) -> None:

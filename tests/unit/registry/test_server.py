@@ -269,6 +269,21 @@ async def test_referrers_are_found_by_subject(client: Client) -> None:
     assert (none.status, (await none.json())["manifests"]) == (200, [])
 
 
+async def test_a_manifest_is_put_under_several_tags_at_once(client: Client) -> None:
+    digest = await push_image(client, "app", "v1", b"layer")
+    kept = await client.get("/v2/app/manifests/v1")
+    content, headers = await kept.read(), {"Content-Type": kept.headers["Content-Type"]}
+    url = f"/v2/app/manifests/{digest}"
+    done = await client.put(url, params=[("tag", "1"), ("tag", "1.2")], data=content, headers=headers)
+    assert (done.status, done.headers["OCI-Tag"]) == (201, "1, 1.2")
+    assert (await (await client.get("/v2/app/tags/list")).json())["tags"] == ["1", "1.2", "v1"]
+    wrong = await client.put(url, params=[("tag", "ok"), ("tag", "not/ok")], data=content, headers=headers)
+    assert (wrong.status, await code(wrong)) == (400, "TAG_INVALID")
+    many = await client.put(url, params=[("tag", str(n)) for n in range(101)], data=content, headers=headers)
+    assert many.status == 414
+    assert (await (await client.get("/v2/app/tags/list")).json())["tags"] == ["1", "1.2", "v1"]
+
+
 async def test_deleting_a_tag_keeps_the_manifest_and_the_reverse_does_not(client: Client, store: Store) -> None:
     digest = await push_image(client, "app", "v1", b"layer")
     await push_image(client, "app", "v2", b"layer")
