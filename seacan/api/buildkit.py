@@ -41,7 +41,7 @@ from seacan.build.provenance import Facts
 from seacan.build.solver import BuildFailed, SourceFolder
 from seacan.build.sources import parse_git
 from seacan.engine.buildexport import Content, Form, Product, assemble, boolean, check, sources
-from seacan.engine.builds import Builds, Outcome, Request, parse_name
+from seacan.engine.builds import Builds, Outcome, Request, parse_name, together
 from seacan.errors import InvalidParameter, NotFound, SeacanError, Unsupported
 from seacan.images import config as image_config
 from seacan.images import reference as references
@@ -834,15 +834,13 @@ class BuildKit:
         for entry in _exports(request):
             if entry.type == "inline" or not results:
                 continue
-            if len(results) > 1:
-                raise Unsupported("exporting the cache of a build for several platforms is not supported")
             where = {"registry": "registry", "local": "client directory"}[entry.type]
             vertex = Vertex(Scratch(), name=f"exporting cache to {where}", internal=True)
             recorder.started(vertex)
             assert job.session is not None
             try:
                 written = await self.builds.export_cache(
-                    results[0].outcome,
+                    together([each.outcome for each in results]),
                     entry,
                     job.session.credentials,
                     job.session,
@@ -991,7 +989,12 @@ class BuildKit:
 
         for name in form.names:
             pushing = self.builds.push(content, name, job.session.credentials, tagged=not by_digest)
-            await self._step(job, vertex, "pushing layers", pushing)
+            try:
+                await self._step(job, vertex, "pushing layers", pushing)
+            except SeacanError as error:
+                failure = SeacanError(f"failed to push {parse_name(name)}: {error.message}")
+                failure.status = error.status
+                raise failure from error
             words = f"pushing manifest for {parse_name(name)}@{content.root.digest}"
             job.recorder.status(vertex, words, 0, 0, done=True)
 

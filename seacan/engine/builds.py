@@ -15,7 +15,7 @@ import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -433,6 +433,13 @@ class Builds:
         return (*base, layer), history
 
 
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """What several platforms' builds have made, as one, for their cache: each step once."""
+    steps = {step.key: step for outcome in outcomes for step in outcome.solved}
+    layers = tuple(layer for outcome in outcomes for layer in outcome.layers)
+    return replace(outcomes[0], solved=tuple(steps.values()), layers=layers)
+
+
 def _rootfs(outcome: Outcome) -> Rootfs | None:
     if not outcome.layers:
         return None
@@ -758,4 +765,4 @@ def _words(error: RuntimeFailed) -> str:
     return f"failed to create task for container: {error}" if error.exit_code == 128 else str(error)
 
 
-__all__ = ["BuildFailed", "Builds", "EngineSandboxes", "Outcome", "Request", "finish_config", "parse_name"]
+__all__ = ["BuildFailed", "Builds", "EngineSandboxes", "Outcome", "Request", "finish_config", "parse_name", "together"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.test_build_cache import steps_run
 from tests.hosts import DOCKER, REPOSITORY, Daemon, Host
 
 Document = dict[str, Any]
@@ -262,6 +263,38 @@ def test_an_image_for_several_platforms(
         daemon.docker("rmi", *left.split())
 
 
+def test_the_cache_of_several_platforms_travels(
+    build: Build,
+    daemon: Daemon,
+    new_daemon: Callable[..., Daemon],
+    registry: str,
+    context: Path,
+    buildx_environment: dict[str, str],
+) -> None:
+    cache = f"type=registry,ref={registry}/cache:1"
+    arguments = ("--platform", f"{HERE},{ELSEWHERE}", "-t", "both:1")
+    build(
+        *arguments, "--cache-to", f"{cache},mode=max",
+        dockerfile=(
+            "FROM --platform=$BUILDPLATFORM busybox AS made\nARG TARGETARCH\n"
+            "RUN cat /proc/sys/kernel/random/uuid > /made; echo $TARGETARCH >> /made\n"
+            "FROM scratch\nCOPY --from=made /made /made\n"
+        ),
+    )  # fmt: skip
+    other = new_daemon()
+    done = subprocess.run(
+        [str(DOCKER), "build", *arguments, "--cache-from", cache, str(context)],
+        env={**other.environment(), **buildx_environment}, capture_output=True, text=True, timeout=100, check=True,
+    )  # fmt: skip
+    assert steps_run(done.stderr) == []
+    for platform in (HERE, ELSEWHERE):
+        ids = [
+            each.out("image", "inspect", "--platform", platform, "-f", "{{.Id}}", "both:1") for each in (daemon, other)
+        ]
+        assert ids[0] == ids[1]
+    daemon.docker("rmi", "both:1")
+
+
 def test_a_step_for_a_platform_this_machine_cannot_run_is_refused(build: Build) -> None:
     if any(Path("/proc/sys/fs/binfmt_misc").glob("qemu-s390x")):
         pytest.skip("this machine runs s390x through binfmt_misc")
@@ -314,6 +347,7 @@ def test_an_oci_layout_in_a_folder(build: Build, tmp_path: Path) -> None:
 
 
 def test_what_an_output_cannot_be_is_said(build: Build, tmp_path: Path) -> None:
+    assert "failed to push 127.0.0.1:1/nobody:1: " in build("-t", "127.0.0.1:1/nobody:1", "--push", fails=True)
     archive = tmp_path / "image.tar"
     refused = {
         f"type=oci,dest={archive},compression=zstd": "compression zstd is not supported",
