@@ -8,6 +8,7 @@ tests that need a machine say so and skip.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -18,6 +19,8 @@ from pathlib import Path
 from tests.hosts import REPOSITORY
 
 QEMU = "qemu-system-x86_64"
+POLICIES = "policies"
+"""Below :data:`TREE`: the programs that compile what AppArmor and SELinux enforce."""
 TREE = Path(os.environ.get("SEACAN_VM_TREE", REPOSITORY / ".scratch" / "vm"))
 _BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 _MODULES = (
@@ -43,6 +46,8 @@ for point in proc sys dev; do /bin/busybox mount --move /$point /new/$point; don
 /bin/busybox mount -t tmpfs tmpfs /new/run
 /bin/busybox mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=262144,cache=loose modules /new/lib/modules
 /bin/busybox mount -t cgroup2 -o nsdelegate cgroup2 /new/sys/fs/cgroup
+/bin/busybox mount -t securityfs securityfs /new/sys/kernel/security
+[ ! -d /new/sys/fs/selinux ] || /bin/busybox mount -t selinuxfs selinuxfs /new/sys/fs/selinux
 /bin/busybox cp /script /new/run/script
 exec /bin/busybox switch_root /new /bin/sh -c '
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
@@ -54,14 +59,40 @@ sync; echo o >/proc/sysrq-trigger; sleep 60'
 """
 
 
+_DAEMON = r"""
+mkdir /rw-data; truncate -s 600m /rw-disk; mkfs.ext4 -q -O ^has_journal /rw-disk; modprobe -q loop
+mount -o loop /rw-disk /rw-data
+cd {repository}
+export DOCKER_HOST=unix:///run/seacan.sock DOCKER_CONFIG=/tmp DOCKER_CLI_HINTS=false PATH=$PATH:{docker}
+say() {{ echo "$1: $(eval "$2" 2>&1 | tr '\n' ' ')"; }}
+begin() {{
+    .venv/bin/python -m seacan.cli.daemon --host=$DOCKER_HOST --data-root=/rw-data/data --exec-root=/run/seacan \
+        --pidfile=/run/seacan.pid --config-file=/dev/null "$@" >/tmp/daemon.log 2>&1 &
+    for i in $(seq 300); do [ -S /run/seacan.sock ] && docker version >/dev/null 2>&1 && break; sleep 0.2; done
+}}
+"""
+
+
+def daemon(docker: str) -> str:
+    """The beginning of a script: ``begin FLAG…`` starts a daemon (``$!``) and waits until it answers; ``say NAME
+    COMMAND`` prints a line for :func:`answers`."""
+    return _DAEMON.format(repository=REPOSITORY, docker=Path(docker).parent)
+
+
+def answers(output: str) -> dict[str, str]:
+    """What ``say`` printed."""
+    return dict(re.findall(r"^(\w+): (.*?) *$", output, re.M))
+
+
 def missing() -> str | None:
     """Why no machine can be started here, or None."""
     if shutil.which(QEMU) is None:
         return f"{QEMU} is not installed"
     if not list(TREE.glob("boot/vmlinuz-*")):
         return f"no kernel in {TREE} (tools/vm-kernel fetches one)"
-    if shutil.which("modprobe") is None:
-        return "modprobe is not installed"
+    for program in ("modprobe", "mkfs.ext4"):
+        if shutil.which(program) is None:
+            return f"{program} is not installed"
     return None
 
 

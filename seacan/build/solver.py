@@ -164,6 +164,8 @@ class SandboxMount:
     work: str = ""
     read_only: bool = True
     size: int = 0
+    private: bool = False
+    """A single file made for this step alone."""
 
 
 class Sandboxes(Protocol):
@@ -870,7 +872,7 @@ class Build:
                     if mount.file:
                         private = private or held.enter_context(secret_folder())
                         path = write_secret(private, number, mount, value)
-                        mounts.append(SandboxMount("bind", mount.target, path))
+                        mounts.append(SandboxMount("bind", mount.target, path, private=True))
                 case "ssh":
                     private = private or held.enter_context(secret_folder())
                     target = mount.target or f"/run/buildkit/ssh_agent.{number}"
@@ -883,7 +885,7 @@ class Build:
                     await held.enter_async_context(agent)
                     os.chown(path, mount.uid, mount.gid)
                     os.chmod(path, mount.mode)
-                    mounts.append(SandboxMount("bind", target, path))
+                    mounts.append(SandboxMount("bind", target, path, private=True))
                     if not any(each.startswith("SSH_AUTH_SOCK=") for each in environment):
                         environment.append(f"SSH_AUTH_SOCK={target}")
         return mounts, environment

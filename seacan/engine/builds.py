@@ -34,7 +34,7 @@ from seacan.build.nursery import Nursery
 from seacan.build.progress import Progress
 from seacan.build.scan import Scan, Scanner, read_scans, scanning
 from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, Result, SandboxMount, Session, Solved, Solver
-from seacan.engine import buildcache, oci, remap
+from seacan.engine import buildcache, oci
 from seacan.engine.buildcache import Ask, ContentStores
 from seacan.engine.buildexport import Content
 from seacan.engine.config import ContainerConfig, EndpointSettings, HostConfig, Ulimit
@@ -46,11 +46,13 @@ from seacan.images.config import History, ImageConfig, RootFS
 from seacan.images.manifest import Descriptor, Platform, host_platform
 from seacan.images.reference import Reference
 from seacan.images.store import Image, LayerBlob, Lease
+from seacan.linux.userns import outside
 from seacan.network.model import ContainerIdentity, PortRequest
 from seacan.registry.copy import Copy, Place, RegistryPlace
 from seacan.registry.credentials import NONE, Credentials
 from seacan.runtime import spec
 from seacan.runtime.bundle import LogConfig, OverlayRoot, Rootfs, ShimConfig
+from seacan.runtime.bundle import Mapping as IDMappings
 from seacan.runtime.task import Task
 from seacan.storage import digest as digests
 from seacan.storage import worker
@@ -620,22 +622,29 @@ class EngineSandboxes:
         id = secrets.token_hex(32)
         bundle = self._root / id
         record = self._record(id, operation, environment)
-        mapping = remap.of(engine.mapping, record.host_config)
-        rootfs = msgspec.structs.replace(rootfs, mapping=mapping)
+        rootfs = oci.seen(rootfs, record, engine.options, engine.mapping)
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(shutil.rmtree, bundle, ignore_errors=True)
             bundle.mkdir(mode=0o700, parents=True)
             names = {name: bundle / name for name in ("hostname", "hosts", "resolv.conf")}
             for path in names.values():
                 path.touch(mode=0o644)
+                _own(path, rootfs.mapping)
             sources = oci.Sources(
                 rootfs=rootfs,
                 hostname=str(names["hostname"]),
                 hosts=str(names["hosts"]),
                 resolv_conf=str(names["resolv.conf"]),
+                foreign=oci.NETWORK_FILES,
             )
             built = await asyncio.to_thread(oci.build, record, engine.options, sources)
-            built.spec.mounts = [*built.spec.mounts, *(_oci_mount(mount, mapping is not None) for mount in mounts)]
+            for mount in mounts:
+                if mount.private:
+                    _own(Path(mount.source), rootfs.mapping)
+            built.spec.mounts = [
+                *built.spec.mounts,
+                *(_oci_mount(mount, rootfs.mapping is not None) for mount in mounts),
+            ]
             direct = spec.direct(built.spec)
             linux = built.spec.linux
             unified = cgroups.open(linux.cgroups_path).unified if direct and linux is not None else None
@@ -719,9 +728,18 @@ class EngineSandboxes:
         )
 
 
+def _own(path: Path, mapping: IDMappings | None) -> None:
+    """Give a file that a step has in memory to whoever owns it inside."""
+    if mapping is not None:
+        found = path.stat()
+        uid, gid = outside(mapping.uids, found.st_uid), outside(mapping.gids, found.st_gid)
+        if uid is not None and gid is not None:
+            os.chown(path, uid, gid)
+
+
 def _oci_mount(mount: SandboxMount, mapped: bool) -> spec.Mount:
     """``mapped``: the step has users of its own, and what the build has is to be theirs."""
-    idmap = ["idmap"] if mapped else []
+    idmap = ["idmap"] if mapped and not mount.private else []
     mode = "ro" if mount.read_only else "rw"
     if mount.kind == "tmpfs":
         options = ["nosuid", "nodev", mode]

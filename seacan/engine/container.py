@@ -96,6 +96,8 @@ class Record(msgspec.Struct, kw_only=True):
     architecture: str = ""
     log_path: str = ""
     os: str = "linux"
+    categories: str = ""
+    """Its own pair of SELinux's, where the host has that."""
 
 
 class ExitStatus(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ from seacan.engine.container import Container, Record, State, now
 from seacan.engine.host import host
 from seacan.engine.mounts import MountPoint
 from seacan.engine.names import check_name, new_id, random_name
+from seacan.engine.profiles import selinux
 from seacan.engine.verify import verify_resources
 from seacan.errors import Conflict, InvalidParameter, NotFound, NotModified, SeacanError
 
@@ -212,6 +213,7 @@ class Containers:
             creation.merge(config, image.config.defaults)
         path, arguments = creation.command(config)
         self._identify_joined(host_config)
+        self._label(host_config)
         warnings += self._platform_warning(image, platform)
         id = new_id()
         if not config.hostname and not host_config.network_mode.startswith("container:"):
@@ -233,6 +235,7 @@ class Containers:
                 networks=endpoints,
                 links=links,
                 architecture=image.config.architecture if image else "",
+                categories=self._categories(id),
             )
             container = Container(record, State())
             engine.snapshots.prepare(id, image.chain_id if image else None)
@@ -244,7 +247,7 @@ class Containers:
             undo.callback(engine.volumes.release_all, id)
             record.mounts = await self._mounts(container)
             if any(point.copy for point in record.mounts):
-                await engine.volumes.populate(record.mounts, engine.rootfs(id, host_config, read_only=True), id)
+                await engine.volumes.populate(record.mounts, engine.rootfs(record, read_only=True), id)
             self._set_masks(host_config)
             self.save(container)
             self._add(container)
@@ -278,6 +281,33 @@ class Containers:
                 setattr(host_config, kind, f"container:{other.id}")
             elif kind != "network_mode":
                 raise InvalidParameter(f"No such container: {name}")
+
+    def _label(self, host_config: HostConfig) -> None:
+        """Add the SELinux options that follow from shared namespaces, unless the caller chose some.
+
+        Raises:
+            InvalidParameter: the IPC and PID namespaces belong to containers with different labels.
+        """
+        given = host_config.security_opt or []
+        if any(option.startswith(("label=", "label:")) or option == "label" for option in given):
+            return
+        if oci.unlabelled(host_config):
+            host_config.security_opt = [*given, "label=disable"]
+            return
+        labels = set()
+        for mode in (host_config.ipc_mode, host_config.pid_mode):
+            other = self.find(mode.removeprefix("container:")) if mode.startswith("container:") else None
+            if other is not None:
+                labels.add(oci.security_of(other.record, self._engine.options).process_label)
+        if len(labels) > 1:
+            raise InvalidParameter("--ipc and --pid containers SELinux labels aren't the same")
+        if options := [option for label in labels for option in selinux.joined(label)]:
+            host_config.security_opt = [*given, *options]
+
+    def _categories(self, id: str) -> str:
+        if not (self._engine.options.selinux_enabled and host().selinux):
+            return ""
+        return selinux.categories(id, {container.record.categories for container in self})
 
     @staticmethod
     def _set_masks(host_config: HostConfig) -> None:

@@ -186,10 +186,6 @@ def adapt(host_config: HostConfig, options: EngineOptions, *, cgroup_v2: bool) -
     if log.config is None:
         log.config = {}
     _check_log(log)
-    if host_config.security_opt is None and (
-        host_config.privileged or host_config.ipc_mode == "host" or host_config.pid_mode == "host"
-    ):
-        host_config.security_opt = ["label=disable"]
 
 
 def _check_log(log: LogConfig) -> None:

@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from seacan import cgroups
-from seacan.engine import recovery, remap, system
-from seacan.engine.config import HostConfig
-from seacan.engine.container import Container
+from seacan.engine import oci, recovery, remap, system
+from seacan.engine.container import Container, Record
 from seacan.engine.containers import Containers
 from seacan.engine.database import Database
 from seacan.engine.events import Events
@@ -168,10 +167,9 @@ class Engine:
             return self.options.init_path
         return next((path for name in INIT_BINARIES if (path := shutil.which(name))), "")
 
-    def rootfs(self, id: str, host_config: HostConfig, *, read_only: bool = False) -> Rootfs:
+    def rootfs(self, record: Record, *, read_only: bool = False) -> Rootfs:
         """A container's root as it is to see it itself. Raises NotFound."""
-        rootfs = self.snapshots.rootfs(id, read_only=read_only)
-        return msgspec.structs.replace(rootfs, mapping=remap.of(self.mapping, host_config))
+        return oci.seen(self.snapshots.rootfs(record.id, read_only=read_only), record, self.options, self.mapping)
 
     def cgroup_path(self, container: Container) -> str:
         parent = container.host_config.cgroup_parent or self.options.cgroup_parent

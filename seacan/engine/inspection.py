@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from seacan.engine import config as docker
+from seacan.engine import oci
 from seacan.engine.container import Container, State
 from seacan.engine.listing import mount, network_settings_of, sizes
 from seacan.engine.times import rfc3339
@@ -19,6 +20,7 @@ async def inspect(engine: Engine, container: Container, *, size: bool = False) -
     record = container.record
     folder = engine.containers.folder(container)
     settings = network_settings_of(engine, container)
+    security = oci.security_of(record, engine.options)
     host_config = docker.encode(container.host_config)
     if record.links:
         targets = ((alias, engine.containers.find(id)) for alias, id in record.links.items())
@@ -40,9 +42,9 @@ async def inspect(engine: Engine, container: Container, *, size: bool = False) -
         "RestartCount": container.state.restart_count,
         "Driver": engine.snapshots.driver,
         "Platform": record.os,
-        "MountLabel": "",
-        "ProcessLabel": "",
-        "AppArmorProfile": "",
+        "MountLabel": security.mount_label,
+        "ProcessLabel": security.process_label,
+        "AppArmorProfile": oci.apparmor_profile(record, engine.options),
         "ExecIDs": sorted(id for id, exec in container.execs.items() if exec.exit_code is None) or None,
         "HostConfig": host_config,
         "GraphDriver": {"Data": _graph_driver(engine, container), "Name": engine.snapshots.driver},

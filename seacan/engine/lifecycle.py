@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from seacan.engine import health, oci, remap
+from seacan.engine import health, oci, relabel, remap
 from seacan.engine.attach import hand_over
 from seacan.engine.config import HostConfig
 from seacan.engine.container import Container, ExitStatus, now
@@ -114,6 +114,7 @@ class Lifecycle:
             points = container.record.mounts
             undo.push_async_callback(engine.volumes.unmount, container.id, points)
             await engine.volumes.mount(container.id, points)
+            await self._relabel(container)
             undo.callback(shutil.rmtree, bundle, ignore_errors=True)
             await self._write_bundle(container, bundle)
             task = await Task.spawn(engine.launcher, bundle, lambda task, event: self.event(container, task, event))
@@ -130,6 +131,13 @@ class Lifecycle:
                 raise RuntimeFailed(_runtime_words(str(error)), error.exit_code) from error
             undo.pop_all()
         self._started(container, task)
+
+    async def _relabel(self, container: Container) -> None:
+        """Give the container's SELinux labels to what it is about to get."""
+        label = oci.security_of(container.record, self._engine.options).mount_label
+        if label:
+            wanted = relabel.trees(container.record.mounts, label)
+            await relabel.relabel(self._engine.launcher, wanted)
 
     async def _join(self, container: Container, task: Task) -> None:
         """Reserve addresses while the shim makes the sandbox, then put the one into the other."""
@@ -198,7 +206,7 @@ class Lifecycle:
             for name in NAME_FILES:
                 os.close(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
         sources = oci.Sources(
-            rootfs=engine.rootfs(container.id, record.host_config),
+            rootfs=engine.rootfs(record),
             hostname=str(folder / "hostname"),
             hosts=str(folder / "hosts"),
             resolv_conf=str(folder / "resolv.conf"),
@@ -219,6 +227,9 @@ class Lifecycle:
         if record.host_config.log_config.type == "local":
             Path(log.path).parent.mkdir(mode=0o700, exist_ok=True)
         built = oci.build(record, options, sources)
+        await relabel.relabel(
+            engine.launcher, relabel.own(str(folder), NAME_FILES, record.host_config, sources.rootfs, built.security)
+        )
         if record.links and built.spec.process is not None and record.host_config.network_mode == "bridge":
             given = {variable.partition("=")[0] for variable in built.spec.process.env}
             built.spec.process.env += [v for v in self._link_environment(container) if v.partition("=")[0] not in given]

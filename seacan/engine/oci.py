@@ -18,15 +18,24 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from seacan.engine import remap, users
 from seacan.engine.config import ContainerConfig, DeviceMapping, ExecConfig, HostConfig, Resources, ThrottleDevice
 from seacan.engine.host import Host, host
 from seacan.engine.mounts import MountPoint, tmpfs_data
 from seacan.engine.options import EngineOptions
-from seacan.engine.profiles import DEVICE_RULES, MOUNTS, PATH, READONLY_PATHS, apparmor, masked_paths
+from seacan.engine.profiles import DEVICE_RULES, MOUNTS, PATH, READONLY_PATHS, apparmor, masked_paths, selinux
 from seacan.engine.profiles import capabilities as caps
 from seacan.engine.profiles import seccomp as seccomp_profiles
-from seacan.engine.verify import SecurityOptions, is_builtin_runtime, merge_update, security_options, verify
+from seacan.engine.verify import (
+    SecurityOptions,
+    is_builtin_runtime,
+    merge_update,
+    security_options,
+    unlabelled,
+    verify,
+)
 from seacan.errors import InvalidParameter, System, Unsupported
 from seacan.linux import seccomp
 from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
@@ -67,6 +76,8 @@ __all__ = [
     "exec_process",
     "merge_update",
     "resources",
+    "security_of",
+    "unlabelled",
     "verify",
 ]
 
@@ -76,7 +87,7 @@ DEFAULT_PROPAGATION = "rprivate"
 INIT_PATH = "/sbin/docker-init"
 """Where ``--init`` puts the init inside the container."""
 _UNLIMITED = (1 << 64) - 1
-_NETWORK_FILES = ("/etc/resolv.conf", "/etc/hostname", "/etc/hosts")
+NETWORK_FILES = ("/etc/resolv.conf", "/etc/hostname", "/etc/hosts")
 _PING = "net.ipv4.ping_group_range"
 _DEVICE_RULE = re.compile(r"([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})")
 
@@ -97,7 +108,8 @@ class Sources:
     joined: Mapping[str, int] = field(default_factory=dict)
     images: Mapping[str, Rootfs] = field(default_factory=dict)
     foreign: Collection[str] = ()
-    """Destinations of volumes whose owners are not ours to map: those with options."""
+    """Destinations of mounts whose owners are not mapped: volumes with options are somebody else's, and the files of a
+    build's step lie in memory, where mounts can be mapped since Linux 6.3 only."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +129,7 @@ def build(record: Record, options: EngineOptions, sources: Sources, facts: Host 
     """
     facts = facts or host()
     config, host_config = record.config, record.host_config
-    security = security_options(host_config, options, record.id)
+    security = security_of(record, options)
     process = _process(record, options, security, sources.rootfs)
     linux = _linux(record, options, facts, sources.rootfs.mapping)
     points = _mount_points(record)
@@ -153,6 +165,28 @@ def spawns(built: Built) -> bool:
     return not traces and (built.seccomp is None or built.seccomp.endswith(seccomp.SPAWN))
 
 
+def security_of(record: Record, options: EngineOptions) -> SecurityOptions:
+    """A container's security options. Raises InvalidParameter in dockerd's words."""
+    return security_options(record.host_config, options, record.categories or selinux.categories(record.id))
+
+
+def seen(rootfs: Rootfs, record: Record, options: EngineOptions, mapping: IDMappings | None) -> Rootfs:
+    """A root file system as a container is to see it: its owners, and its files' SELinux label."""
+    rootfs = msgspec.structs.replace(rootfs, mapping=remap.of(mapping, record.host_config))
+    label = security_of(record, options).mount_label
+    if label and isinstance(rootfs, OverlayRoot):
+        return msgspec.structs.replace(rootfs, options=(*rootfs.options, f"context={label}"))
+    return rootfs
+
+
+def apparmor_profile(record: Record, options: EngineOptions) -> str:
+    """The AppArmor profile that a container is confined by; empty where the host has no AppArmor."""
+    if not apparmor.supported():
+        return ""
+    chosen = security_of(record, options).apparmor
+    return chosen or (apparmor.UNCONFINED if record.host_config.privileged else apparmor.DEFAULT)
+
+
 # --- the process ---------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +208,7 @@ def _process(record: Record, options: EngineOptions, security: SecurityOptions, 
         capabilities=_capabilities(host_config),
         rlimits=rlimits(host_config, options),
         no_new_privileges=security.no_new_privileges,
-        apparmor_profile=_apparmor(host_config, security),
+        apparmor_profile=_apparmor(record, options),
         selinux_label=security.process_label,
         oom_score_adj=host_config.oom_score_adj,
     )
@@ -220,10 +254,8 @@ def rlimits(host_config: HostConfig, options: EngineOptions) -> list[Rlimit]:
     ]
 
 
-def _apparmor(host_config: HostConfig, security: SecurityOptions) -> str:
-    if not apparmor.supported():
-        return ""
-    profile = security.apparmor or (apparmor.UNCONFINED if host_config.privileged else apparmor.DEFAULT)
+def _apparmor(record: Record, options: EngineOptions) -> str:
+    profile = apparmor_profile(record, options)
     if profile == apparmor.DEFAULT:
         apparmor.ensure_default()
     return profile
@@ -238,7 +270,7 @@ async def exec_process(
     """
     record, options = container.record, engine.options
     host_config = record.host_config
-    security = security_options(host_config, options, record.id)
+    security = security_of(record, options)
     rootfs = engine.snapshots.rootfs(container.id)
     account = users.resolve(config.user or record.config.user, rootfs, host_config.group_add or ())
     process = Process(
@@ -250,7 +282,7 @@ async def exec_process(
         capabilities=_capabilities(host_config),
         rlimits=rlimits(host_config, options),
         no_new_privileges=security.no_new_privileges,
-        apparmor_profile=_apparmor(host_config, security),
+        apparmor_profile=_apparmor(record, options),
         selinux_label=security.process_label,
         oom_score_adj=host_config.oom_score_adj,
     )
@@ -618,11 +650,10 @@ def _mounts(
                 bind.options.append("idmap")
             mounts.append(bind)
     mode = ["rbind", *_read_only(facts, options, host_config, not host_config.readonly_rootfs), DEFAULT_PROPAGATION]
-    if mapped:
-        mode.append("idmap")
-    for destination, source in zip(_NETWORK_FILES, (sources.resolv_conf, sources.hostname, sources.hosts), strict=True):
+    for destination, source in zip(NETWORK_FILES, (sources.resolv_conf, sources.hostname, sources.hosts), strict=True):
         if source is not None and destination not in taken:
-            mounts.append(Mount(destination, "bind", source, mode))
+            idmap = ["idmap"] if mapped and destination not in sources.foreign else []
+            mounts.append(Mount(destination, "bind", source, [*mode, *idmap]))
     return mounts
 
 

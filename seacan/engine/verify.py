@@ -374,9 +374,8 @@ _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 
 
-def security_options(host_config: HostConfig, options: EngineOptions, identity: str = "") -> SecurityOptions:
-    """Understand ``HostConfig.SecurityOpt``; ``identity`` is the container's id, which its SELinux categories follow
-    from.
+def security_options(host_config: HostConfig, options: EngineOptions, categories: str = "c0,c1") -> SecurityOptions:
+    """Understand ``HostConfig.SecurityOpt``; ``categories`` are the container's own for SELinux.
 
     Raises InvalidParameter in dockerd's words.
     """
@@ -411,9 +410,9 @@ def security_options(host_config: HostConfig, options: EngineOptions, identity: 
                 writable_cgroups = value in _TRUE
         else:
             raise InvalidParameter(f"invalid --security-opt 2: {_quoted(option)}")
-    if host_config.privileged or host_config.ipc_mode == "host" or host_config.pid_mode == "host":
+    if not labels and unlabelled(host_config):
         labels.append("disable")
-    process_label, mount_label = selinux.labels(labels, identity, enabled=options.selinux_enabled)
+    process_label, mount_label = selinux.labels(labels, categories, enabled=options.selinux_enabled)
     return SecurityOptions(
         no_new_privileges=no_new_privileges,
         writable_cgroups=writable_cgroups,
@@ -422,6 +421,11 @@ def security_options(host_config: HostConfig, options: EngineOptions, identity: 
         process_label=process_label,
         mount_label=mount_label,
     )
+
+
+def unlabelled(host_config: HostConfig) -> bool:
+    """Whether a container's processes get no SELinux label unless one is asked for: it shares the host's already."""
+    return host_config.privileged or host_config.ipc_mode == "host" or host_config.pid_mode == "host"
 
 
 def _quoted(text: str) -> str:

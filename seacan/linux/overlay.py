@@ -44,12 +44,9 @@ def mount_overlay(
         return fd
     if userns < 0:
         return _mount_folders(lower, upper, work, options)
-    try:
+    if _release() >= (6, 15):
         return _mount_mapped(lower, upper, work, options, userns)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    # Before Linux 6.15 an overlay takes only layers that are attached somewhere in the caller's mount namespace.
+    # An overlay takes only layers that are attached somewhere in the caller's mount namespace.
     return _elsewhere(lower, upper, work, options, userns)
 
 
@@ -127,8 +124,12 @@ def _elsewhere(lower: Sequence[str], upper: str | None, work: str | None, option
 
 def _appends_layers() -> bool:
     """``lowerdir+`` came with Linux 6.7 and is usable since 6.8; an older kernel refuses it only at the very end."""
+    return _release() >= (6, 8)
+
+
+def _release() -> tuple[int, int]:
     major, minor = os.uname().release.split(".")[:2]
-    return (int(major), int("".join(c for c in minor if c.isdigit()) or 0)) >= (6, 8)
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
 
 
 def _mount(lower: Sequence[str], upper: str | None, work: str | None, options: Sequence[str]) -> int:
@@ -188,7 +189,7 @@ def _mount_by_number(lower: Sequence[str], upper: str | None, work: str | None, 
             k.fsconfig_create(context.fd)
             return k.fsmount(context.fd)
         names = [f"{key}={folder}" for key, folder in zip(("upperdir", "workdir"), folders, strict=False)]
-        data = ",".join([f"lowerdir={layers}", *names, *options])
+        data = ",".join([f"lowerdir={layers}", *names, *map(_quoted, options)])
         if len(data) >= _PAGE:
             raise OSError(errno.E2BIG, f"{len(lower)} layers are too many for this kernel", "overlay")
         place = lower[0]
@@ -197,6 +198,12 @@ def _mount_by_number(lower: Sequence[str], upper: str | None, work: str | None, 
             return k.open_tree(k.AT_FDCWD, place, k.OPEN_TREE_CLONE)
         finally:
             k.umount2(place, k.MNT_DETACH)
+
+
+def _quoted(option: str) -> str:
+    """An SELinux context has commas; the kernel takes it in quotes then."""
+    key, equals, value = option.partition("=")
+    return f'{key}="{value}"' if equals and "," in value else option
 
 
 class _Context:

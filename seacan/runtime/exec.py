@@ -112,6 +112,8 @@ def _prepare(
     process.reset_signals()
     process.set_scheduling(plan)
     _set_labels(plan)  # through the host's procfs
+    if plan.keyring:
+        process.label_keys(plan.selinux_label)
     _join(pidfd, namespaces)
     os.close(pidfd)
     if namespaces & k.CLONE_NEWUSER:

@@ -212,6 +212,8 @@ def _prepare(plan: InitPlan, channel: Channel, second: bool) -> process.Executab
         with step("failed to unshare cgroup namespace"):
             k.unshare(k.CLONE_NEWCGROUP)
     process.set_scheduling(plan.process)
+    if plan.process.keyring:
+        process.label_keys(plan.process.selinux_label)
     process.join_keyring(plan.process.keyring)
     if plan.network_created:
         _set_up_network(channel)

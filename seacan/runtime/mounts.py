@@ -93,6 +93,8 @@ class MountPlan(msgspec.Struct, gc=False):
     data: list[tuple[str, str | None]] = []
     propagation: list[int] = []
     copy_up: bool = False
+    label: str = ""
+    """An SELinux label for the root of what takes none as an option: its superblock is older than the mount."""
     idmap: Literal["", "mount", "tree"] = ""
     uid_mappings: list[spec.IDMapping] = []
     gid_mappings: list[spec.IDMapping] = []
@@ -134,7 +136,10 @@ def plan(mount: spec.Mount, bundle: str, mount_label: str = "") -> MountPlan:
     if result.idmap and result.kind != "bind" and mount.type != "overlay":
         raise InvalidParameter(f"invalid mount {mount.destination}: id-mapped mounts are only for bind mounts")
     if mount_label and result.kind == "filesystem" and mount.type not in ("proc", "sysfs"):
-        result.data.append(("context", mount_label))
+        if mount.type == "mqueue":
+            result.label = mount_label
+        else:
+            result.data.append(("context", mount_label))
     return result
 
 

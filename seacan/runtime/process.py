@@ -233,6 +233,17 @@ def set_oom_score_adj(value: int | None, pid: int = 0) -> None:
             os.close(fd)
 
 
+def label_keys(label: str) -> None:
+    """Give keyrings that are made from now until execve the container's SELinux label. Through the host's procfs."""
+    if label:
+        with step("could not label the session keyring"):
+            fd = os.open("/proc/self/attr/keycreate", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, label.encode())
+            finally:
+                os.close(fd)
+
+
 def join_keyring(name: str) -> None:
     """A session keyring of the container's own, so that it cannot search the caller's keys."""
     if not name:
@@ -344,11 +355,13 @@ def own_stdio(uid: int, stdio: Sequence[int] = (0, 1, 2)) -> None:
 def set_labels(proc: int, pid: str, plan: ProcessPlan) -> None:
     """AppArmor and SELinux: take effect at execve. ``proc`` is the root of a procfs nothing is mounted over."""
     if plan.apparmor_profile:
-        with step("unable to apply apparmor profile"):
-            try:
-                write_procfs(proc, f"{pid}/attr/apparmor/exec", f"exec {plan.apparmor_profile}")
-            except FileNotFoundError:
-                write_procfs(proc, f"{pid}/attr/exec", f"exec {plan.apparmor_profile}")
+        where = "attr/apparmor/exec"
+        try:
+            os.close(k.openat2(proc, f"{pid}/{where}", os.O_PATH, resolve=k.RESOLVE_BENEATH))
+        except FileNotFoundError:
+            where = "attr/exec"  # before Linux 5.1, when one security module had the files to itself
+        with step(f"unable to apply apparmor profile: apparmor failed to apply profile: write /proc/self/{where}"):
+            write_procfs(proc, f"{pid}/{where}", f"exec {plan.apparmor_profile}")
     if plan.selinux_label:
         with step("failed to set /proc/self/attr/exec"):
             write_procfs(proc, f"{pid}/attr/exec", plan.selinux_label)

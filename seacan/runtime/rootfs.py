@@ -140,6 +140,8 @@ class RootBuilder:
                 plan.data.append(("mode", f"{stat.S_IMODE(os.stat(target).st_mode):o}"))
             tree = mount_filesystem(plan)
             try:
+                if plan.label:
+                    os.setxattr(f"/proc/self/fd/{tree}", "security.selinux", plan.label.encode() + b"\0")
                 if plan.copy_up:
                     copy_up(target, tree)
                     if plan.readonly:

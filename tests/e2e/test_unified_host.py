@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
 from tests import vm
-from tests.hosts import DOCKER, REPOSITORY
+from tests.hosts import DOCKER
 
 pytestmark = [
     pytest.mark.skipif(vm.missing() is not None, reason=f"no virtual machine: {vm.missing()}"),
@@ -17,14 +16,8 @@ pytestmark = [
 
 # Each check prints one line, "name: value"; the machine is slow, so one boot serves them all.
 _SCRIPT = r"""
-mkdir /rw-data; mount -t tmpfs tmpfs /rw-data
-cd {repository}
-export DOCKER_HOST=unix:///run/seacan.sock DOCKER_CONFIG=/tmp DOCKER_CLI_HINTS=false PATH=$PATH:{docker}
-.venv/bin/python -m seacan.cli.daemon --host=$DOCKER_HOST --data-root=/rw-data/data --exec-root=/run/seacan \
-    --pidfile=/run/seacan.pid --config-file=/dev/null >/tmp/daemon.log 2>&1 &
-for i in $(seq 300); do [ -S /run/seacan.sock ] && docker version >/dev/null 2>&1 && break; sleep 0.2; done
+begin
 docker load -qi {image} || {{ cat /tmp/daemon.log; exit 1; }}
-say() {{ echo "$1: $(eval "$2" 2>&1 | tr '\n' ' ')"; }}
 say hello 'docker run --rm busybox echo hi'
 say version 'docker info --format "{{{{.CgroupVersion}}}} {{{{.CgroupDriver}}}}"'
 say memory 'docker run --rm --memory 64m --memory-swap 64m busybox \
@@ -95,10 +88,10 @@ tail -3 /tmp/daemon.log
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> dict[str, str]:
-    script = _SCRIPT.format(repository=REPOSITORY, docker=Path(DOCKER or "").parent, image=busybox)
+    script = vm.daemon(DOCKER or "") + _SCRIPT.format(image=busybox)
     status, output = vm.run(script, tmp_path_factory.mktemp("vm"), timeout=500)
     assert status == 0, output[-5000:]
-    found = dict(re.findall(r"^(\w+): (.*?) *$", output, re.M))
+    found = vm.answers(output)
     print(output[-3000:])
     return found
 

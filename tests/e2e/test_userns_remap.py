@@ -25,6 +25,10 @@ class RemappingHost(Host):
         self.etc = etc
         for name in ("upper", "work"):
             (etc / name).mkdir(parents=True)
+        for name in ("passwd", "group", "subuid", "subgid"):
+            file = Path("/etc", name)
+            lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+            (etc / "upper" / name).write_text("".join(line for line in lines if not line.startswith("dockremap:")))
 
     def command(self, *argv: str) -> list[str]:
         options = f"lowerdir=/etc,upperdir={self.etc}/upper,workdir={self.etc}/work"
@@ -268,6 +272,20 @@ def test_steps_of_a_build_are_remapped(daemon: Daemon, tmp_path: Path) -> None:
     daemon.docker("build", "-q", "-t", "built", str(tmp_path), timeout=120)
     told = daemon.out("run", "--rm", "built", "sh", "-c", "cat /seen /map; stat -c %u:%g /map /seen")
     assert told.split() == ["21:22", "0:0", "0", str(FIRST), "65536", "5:6", "0:0"]
+
+
+def test_secrets_of_a_build_are_the_steps_own(
+    daemon: Daemon, tmp_path: Path, buildx_environment: dict[str, str]
+) -> None:
+    (tmp_path / "secret").write_text("hidden")
+    (tmp_path / "Dockerfile").write_text(
+        "FROM busybox\n"
+        "RUN --mount=type=secret,id=s stat -c %u:%g /run/secrets/s /etc/hosts > /seen && cat /run/secrets/s >> /seen\n"
+        "RUN --mount=type=secret,id=s,uid=7,gid=8,mode=0400 stat -c %u:%g /run/secrets/s >> /seen\n"
+    )
+    flags = ["--load", "-q", "-t", "built", "--secret", f"id=s,src={tmp_path}/secret"]
+    daemon.docker("buildx", "build", *flags, str(tmp_path), timeout=120, env=buildx_environment)
+    assert daemon.out("run", "--rm", "built", "cat", "/seen").split() == ["0:0", "0:0", "hidden7:8"]
 
 
 def test_ports_names_and_health_work(daemon: Daemon) -> None:

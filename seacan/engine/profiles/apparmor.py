@@ -19,6 +19,7 @@ _PROFILES = "/sys/kernel/security/apparmor/profiles"
 _TEXT = """\
 profile {name} flags=(attach_disconnected,mediate_deleted) {{
   network,
+  unix,
   capability,
   file,
   umount,
@@ -30,12 +31,12 @@ profile {name} flags=(attach_disconnected,mediate_deleted) {{
   ptrace (trace,read,tracedby,readby) peer={name},
 
   # Of /proc a container writes only what belongs to its own processes and namespaces.
-  deny @{{PROC}}/* w,
-  deny @{{PROC}}/{{[^1-9],[^1-9][^0-9],[^1-9s][^0-9y][^0-9s],[^1-9][^0-9][^0-9][^0-9/]*}}/** w,
-  deny @{{PROC}}/sys/[^k]** w,
-  deny @{{PROC}}/sys/kernel/{{?,??,[^s][^h][^m]**}} w,
-  deny @{{PROC}}/sysrq-trigger rwklx,
-  deny @{{PROC}}/kcore rwklx,
+  deny /proc/* w,
+  deny /proc/{{[^1-9],[^1-9][^0-9],[^1-9s][^0-9y][^0-9s],[^1-9][^0-9][^0-9][^0-9/]*}}/** w,
+  deny /proc/sys/[^k]** w,
+  deny /proc/sys/kernel/{{?,??,[^s]**,s[^h]**,sh[^m]**}} w,
+  deny /proc/sysrq-trigger rwklx,
+  deny /proc/kcore rwklx,
 
   deny mount,
 
