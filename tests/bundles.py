@@ -132,13 +132,13 @@ class Bundles:
         container.start()
         return container
 
-    def run(self, configuration: spec.Spec | Sequence[str], **options: Any) -> tuple[int, str]:
+    def run(self, configuration: spec.Spec | Sequence[str], *, stdin: int = -1, **options: Any) -> tuple[int, str]:
         """Run a container to its end: its exit code, and what it wrote to stdout and stderr."""
         if not isinstance(configuration, spec.Spec):
             configuration = self.spec(configuration)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
-            container = self.create(configuration, stdio=Stdio(-1, write, write), **options)
+            container = self.create(configuration, stdio=Stdio(stdin, write, write), **options)
         finally:
             os.close(write)
         try:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
+import socket
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,3 +141,80 @@ def test_health_checks_and_copies_do_not_go_where_a_containers_links_lead(daemon
     assert sorted(os.listdir(tmp_path)) == ["own", "secret"]
     assert secret.read_text() == "of the host"
     assert json.loads(daemon.out("inspect", "box"))[0]["State"]["Running"]
+
+
+def test_top_runs_nothing_of_the_container(daemon: Daemon) -> None:
+    """CVE-2022-1227: there a ``ps`` of the image ran with more than the container's rights."""
+    setup = "printf '#!/bin/sh\\ntouch /caught\\n' >/bin/ps && chmod +x /bin/ps && touch /ready && exec sleep 1000"
+    daemon.docker("run", "-d", "--name", "box", "busybox", "sh", "-c", setup)
+    while daemon.docker("exec", "box", "ls", "/ready", check=False).returncode:
+        pass
+    assert "sleep 1000" in daemon.out("top", "box")
+    assert "sleep 1000" in daemon.out("top", "box", "-eo", "pid,args")
+    assert daemon.out("exec", "box", "ls", "/bin/ps") == "/bin/ps"
+    assert daemon.docker("exec", "box", "ls", "/caught", check=False).returncode == 1
+
+
+def test_one_containers_environment_is_not_anothers(daemon: Daemon) -> None:
+    """CVE-2020-14370, CVE-2021-21334: where containers of one image, or started at one time, shared a process."""
+    commands = [
+        [DOCKER or "", "run", "--rm", "-e", f"SECRET{number}={number}", "busybox", "env"] for number in range(6)
+    ]
+    running = [subprocess.Popen(c, stdout=subprocess.PIPE, env=daemon.environment(), text=True) for c in commands]
+    for number, process in enumerate(running):
+        output, _ = process.communicate(timeout=60)
+        assert [line for line in output.splitlines() if line.startswith("SECRET")] == [f"SECRET{number}={number}"]
+    daemon.docker("run", "-d", "--name", "box", "-e", "OWN=1", "busybox", "sleep", "1000")
+    assert "EXTRA=2" in daemon.out("exec", "-e", "EXTRA=2", "box", "env")
+    names = {line.partition("=")[0] for line in daemon.out("exec", "box", "env").splitlines()}
+    assert names == {"PATH", "HOSTNAME", "HOME", "OWN"}
+
+
+def test_clients_that_vanish_leave_nothing_behind(daemon: Daemon) -> None:
+    """CVE-2022-23471, CVE-2025-64329: there each attach or terminal whose client went away kept its memory for good."""
+    daemon.docker("run", "-dit", "--name", "box", "busybox", "sh")
+    shim = int(Path(f"/proc/{daemon.inspect('box')['State']['Pid']}/stat").read_text().rpartition(")")[2].split()[1])
+
+    def held() -> list[int]:
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (daemon.pid, shim)]
+
+    def vanish() -> None:
+        for path, body in (
+            ("/containers/box/attach?stream=1&stdin=1&stdout=1", b""),
+            (f"/exec/{created()}/start", b'{"Tty": true}'),
+        ):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(10)
+                client.connect(str(daemon.socket))
+                head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+                head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+                client.sendall(head.encode() + body)
+                assert client.recv(12).endswith(b"101")
+
+    def created() -> str:
+        with contextlib.closing(http.client.HTTPConnection("localhost", timeout=10)) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(str(daemon.socket))
+            body = json.dumps({"Cmd": ["true"], "Tty": True, "AttachStdin": True, "AttachStdout": True})
+            connection.request("POST", "/containers/box/exec", body, {"Content-Type": "application/json"})
+            return str(json.loads(connection.getresponse().read())["Id"])
+
+    vanish()
+    time.sleep(0.5)
+    before = held()
+    for _ in range(20):
+        vanish()
+    deadline = time.monotonic() + 10
+    while held() > before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert held() <= before
+
+
+def test_the_output_of_a_health_check_has_a_limit(daemon: Daemon) -> None:
+    daemon.docker(
+        "run", "-d", "--name", "box", "--health-cmd", "yes | head -c 10000000", "--health-interval", "1s",
+        "busybox", "sleep", "1000",
+    )  # fmt: skip
+    while not (entries := daemon.inspect("box")["State"]["Health"]["Log"]):
+        time.sleep(0.1)
+    assert len(entries[0]["Output"]) == 4096 + len("...")

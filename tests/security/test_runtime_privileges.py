@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,36 @@ def test_a_passwd_that_is_a_fifo_does_not_hang(bundles: Bundles) -> None:
     (Path(root.upper or "") / "etc").mkdir()
     os.mkfifo(Path(root.upper or "") / "etc/passwd")
     assert bundles.run(["sh", "-c", "echo $HOME"], rootfs=root) == (0, "/\n")
+
+
+_PUSH = r"""
+import fcntl, os, termios
+try:
+    os.open("/dev/tty", os.O_RDWR)
+    print("a controlling terminal", flush=True)
+except OSError as error:
+    print("none", flush=True)
+for byte in b"id\n":
+    try:
+        fcntl.ioctl(0, termios.TIOCSTI, bytes([byte]))
+        print("pushed", flush=True)
+    except OSError as error:
+        print("refused", flush=True)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/bin/python3"), reason="no /usr/bin/python3")
+def test_a_container_types_nothing_into_the_callers_terminal(bundles: Bundles) -> None:
+    """CVE-2016-10124: TIOCSTI needs the terminal to be the process's own, and a container leads a session without."""
+    master, slave = os.openpty()
+    try:
+        configuration = bundles.spec(["/usr/bin/python3", "-ISc", _PUSH])
+        for folder in ("/usr", "/lib", "/lib64"):
+            if os.path.isdir(folder):
+                configuration.mounts.append(spec.Mount(folder, "bind", folder, ["rbind", "ro"]))
+        code, output = bundles.run(configuration, stdin=slave)
+        assert (code, output.split()) == (0, ["none", "refused", "refused", "refused"])
+        assert select.select([slave], [], [], 0)[0] == []
+    finally:
+        os.close(master)
+        os.close(slave)

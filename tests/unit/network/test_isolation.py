@@ -208,6 +208,32 @@ async def test_what_another_firewall_drops_stays_dropped(host: Space, run: Run, 
     assert outside.reaches(server, "192.0.2.1", 8080) is None
 
 
+async def test_another_firewalls_reload_opens_nothing(
+    host: Space, networks: Networks, run: Run, new_space: Callable[[], Space]
+) -> None:
+    """CVE-2025-54388: firewalld's reload threw away the rules that kept 127.0.0.1 and other networks apart."""
+    outside = new_space()
+    host.wire(outside, "192.0.2.1/24", "192.0.2.9/24")
+    outside.route("172.16.0.0/12", "192.0.2.1")
+    await net(networks, "other", "10.1.0.0/24")
+    space, (endpoint,) = await run("one", ports={"80/tcp": [("127.0.0.1", "8080")], "81/tcp": [("", "8081")]})
+    stranger, _ = await run("two", "other")
+    local, wide = space.listen(80), space.listen(81)
+    for _ in range(2):
+        with nft.open_socket() as sock:
+            batch = nft.Batch(nft.NFPROTO_INET, "firewalld")
+            batch.add_table()
+            batch.add_chain("forward", "filter", "forward", 10)
+            nft.commit(sock, [batch])
+            gone = nft.Batch(nft.NFPROTO_INET, "firewalld")
+            gone.delete_table()
+            nft.commit(sock, [gone])
+        assert outside.reaches(local, "192.0.2.1", 8080) is None
+        assert outside.reaches(local, endpoint.address4, 80) is None
+        assert stranger.reaches(local, endpoint.address4, 80) is None
+        assert outside.reaches(wide, "192.0.2.1", 8081)
+
+
 @pytest.mark.parametrize("mode", ["nat-unprotected", "routed"])
 async def test_gateway_modes_open_containers_to_the_wire(
     host: Space, networks: Networks, run: Run, new_space: Callable[[], Space], mode: str
