@@ -77,6 +77,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
             networking,
             name=request.query.get("name", ""),
             platform=request.query.get("platform", ""),
+            read_only_trees=api_version(request) >= (1, 44),
         )
         return json_response({"Id": created.id, "Warnings": [*created.warnings, *warnings]}, 201)
 
@@ -128,7 +129,10 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         return no_content()
 
     async def update(request: web.Request) -> web.StreamResponse:
-        warnings = await engine.containers.update(_name(request), await read_json(request, UpdateConfig))
+        wanted = await read_json(request, UpdateConfig)
+        if api_version(request) < (1, 40):
+            wanted.pids_limit = None
+        warnings = await engine.containers.update(_name(request), wanted)
         return json_response({"Warnings": warnings or None})
 
     async def resize(request: web.Request) -> web.StreamResponse:
@@ -264,6 +268,8 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         web.post("/containers/create", create),
         web.post("/containers/prune", prune),
         web.get("/containers/{name}/json", inspect_),
+        # A link names a container by two parts: parent/alias.
+        web.get("/containers/{name:[^/]+/[^/]+}/json", inspect_),
         web.get("/containers/{name}/top", processes),
         web.get("/containers/{name}/stats", statistics),
         web.get("/containers/{name}/logs", container_logs),
@@ -280,7 +286,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         web.post("/containers/{name}/rename", rename),
         web.post("/containers/{name}/update", update),
         web.delete("/containers/{name}", delete),
-        # An old link is named by two parts: DELETE /containers/parent/alias?link=1
+        # … and is removed so: ?link=1
         web.delete("/containers/{name:[^/]+/[^/]+}", delete),
     ]
 
@@ -302,9 +308,9 @@ def size(request: web.Request) -> tuple[int, int]:
     values = []
     for name, word in (("h", "height"), ("w", "width")):
         text = request.query.get(name, "")
-        if not text.isdecimal():
+        if not text.removeprefix("-").isdecimal():
             raise InvalidParameter(f'invalid resize {word} "{text}": invalid syntax')
-        if int(text) >= 1 << 32:
+        if not 0 <= int(text) < 1 << 32:
             raise InvalidParameter(f'invalid resize {word} "{text}": value out of range')
         values.append(int(text))
     return values[0], values[1]

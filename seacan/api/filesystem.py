@@ -44,13 +44,13 @@ def routes(engine: Engine) -> list[web.RouteDef]:
     async def commit_(request: web.Request) -> web.StreamResponse:
         query = request.query
         reference = repository_and_tag(query.get("repo", ""), query.get("tag", ""))
-        container = engine.containers.get(query.get("container", ""))
         body = await request.read() if request.can_read_body else b""
         if body.strip():
             check_json(request)
             asked = docker.decode(body, ContainerConfig)
         else:
             asked = ContainerConfig()
+        container = engine.containers.get(query.get("container", ""))
         if container.state.dead or container.state.removing:
             raise Conflict(f"You cannot commit container {container.id} which is {container.state.status}")
         parent = None

@@ -33,7 +33,10 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         return json_response(system.version(engine))
 
     async def info(request: web.Request) -> web.StreamResponse:
-        return json_response(await system.info(engine))
+        answer = await system.info(engine)
+        if api_version(request) < (1, 50):
+            answer |= {"BridgeNfIptables": False, "BridgeNfIp6tables": False}
+        return json_response(answer)
 
     async def auth(request: web.Request) -> web.StreamResponse:
         status = await engine.distribution.login(await read_json(request, Credentials))

@@ -10,6 +10,7 @@ their case. :func:`encode` gives the plain JSON value dockerd prints (its ``omit
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -391,7 +392,31 @@ def decode(body: bytes, model: type[T]) -> T:
     try:
         return convert(msgspec.json.decode(body), model)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidParameter(f"invalid JSON: {error}") from error
+        raise InvalidParameter(_in_words_of_go(str(error), body)) from error
+
+
+_SYNTAX = {
+    "object keys must be strings": "looking for beginning of object key string",
+    "trailing comma in object": "looking for beginning of object key string",
+    "trailing comma in array": "looking for beginning of value",
+    "invalid character": "looking for beginning of value",
+    "expected ',' or '}'": "after object key:value pair",
+    "expected ',' or ']'": "after array element",
+    "expected ':'": "after object key",
+}
+"""What msgspec says of a byte, and Go's encoding/json."""
+
+
+def _in_words_of_go(problem: str, body: bytes) -> str:
+    found = re.fullmatch(r"JSON is malformed: (.+) \(byte (\d+)\)", problem)
+    if found is None:
+        return "invalid JSON: unexpected EOF" if "truncated" in problem else f"invalid JSON: {problem}"
+    what, at = found[1], int(found[2])
+    if what == "trailing characters":
+        return "unexpected content after JSON"
+    if what in _SYNTAX and at < len(body):
+        return f"invalid JSON: invalid character {chr(body[at])!r} {_SYNTAX[what]}"
+    return f"invalid JSON: {problem}"
 
 
 def convert(value: Any, model: type[T]) -> T:

@@ -17,6 +17,7 @@ import msgspec
 
 from seacan.engine import creation, mounts, oci
 from seacan.engine.config import (
+    BindOptions,
     ContainerConfig,
     EndpointSettings,
     HostConfig,
@@ -108,6 +109,11 @@ class Containers:
         id = self._by_name.get(reference.removeprefix("/"))
         if id is not None:
             return self._by_id[id]
+        parent, slash, alias = reference.removeprefix("/").partition("/")
+        if slash and parent in self._by_name:
+            linked = self._by_id[self._by_name[parent]].record.links.get(alias)
+            if linked in self._by_id:
+                return self._by_id[linked]
         at = bisect.bisect_left(self._ids, reference)
         if at < len(self._ids) and self._ids[at].startswith(reference):
             if at + 1 < len(self._ids) and self._ids[at + 1].startswith(reference):
@@ -195,8 +201,11 @@ class Containers:
         *,
         name: str = "",
         platform: str = "",
+        read_only_trees: bool = True,
     ) -> Created:
         """Make a container: its writable layer, its volumes, its record. Nothing runs yet.
+
+        Read-only binds that say nothing of what is mounted below them take it along if ``read_only_trees``.
 
         Raises:
             InvalidParameter, NotFound, Conflict, Unsupported, System: in dockerd's words; whatever was made is undone.
@@ -245,7 +254,7 @@ class Containers:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             record.log_path = _log_path(folder, id, host_config)
             undo.callback(engine.volumes.release_all, id)
-            record.mounts = await self._mounts(container)
+            record.mounts = await self._mounts(container, read_only_trees)
             if any(point.copy for point in record.mounts):
                 await engine.volumes.populate(record.mounts, engine.rootfs(record, read_only=True), id)
             self._set_masks(host_config)
@@ -361,7 +370,7 @@ class Containers:
             links[alias.rpartition("/")[2] or target.name] = target.id
         return links
 
-    async def _mounts(self, container: Container) -> list[MountPoint]:
+    async def _mounts(self, container: Container, read_only_trees: bool) -> list[MountPoint]:
         """Resolve everything that is to be mounted, making volumes as needed."""
         host_config = container.host_config
         volumes = self._engine.volumes
@@ -378,13 +387,19 @@ class Containers:
                 points[point.destination] = inherited
         for raw in host_config.binds or []:
             point = mounts.parse_bind(raw, host_config.volume_driver)
+            if point.type == "bind" and not point.rw and not read_only_trees:
+                point.spec.bind_options = point.spec.bind_options or BindOptions()
+                point.spec.bind_options.read_only_non_recursive = True
             points[point.destination] = point
         for spec in host_config.mounts or []:
             point = mounts.parse_mount(spec)
             if point.type == "image":
                 self._engine.images.get(point.source)
             points[point.destination] = point
+        temporary = {os.path.normpath(destination) for destination in host_config.tmpfs or {}}
         for destination in container.config.volumes or {}:
+            if os.path.normpath(destination) in temporary:
+                continue
             point = mounts.MountPoint(
                 type="volume", destination=os.path.normpath(destination), copy=True, anonymous=True
             )

@@ -82,6 +82,8 @@ class Engine:
             System: another engine uses these folders, or the state cannot be read.
         """
         options = self.options
+        # A root may be reached by a link (/var/run); below it, no link is followed.
+        options.data_root, options.exec_root = os.path.realpath(options.data_root), os.path.realpath(options.exec_root)
         data_root, exec_root = Path(options.data_root), Path(options.exec_root)
         self.mapping = remap.resolve(options.userns_remap) if options.userns_remap else None
         if self.mapping is None:

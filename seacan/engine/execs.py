@@ -78,7 +78,7 @@ class Execs:
         self._by_id: dict[str, Exec] = {}
 
     def get(self, id: str) -> Exec:
-        """Raises NotFound, or Conflict if its container does not run any more."""
+        """Raises NotFound."""
         found = self._by_id.get(id)
         if found is None:
             raise NotFound(f"No such exec instance: {id}")
@@ -201,9 +201,9 @@ class Execs:
         asyncio.get_running_loop().call_later(REMEMBERED, self.forget, exec)
 
     def container_ended(self, container: Container) -> None:
-        """Execs do not outlive their container, nor do their ids."""
-        for id, exec in container.execs.items():
-            self._by_id.pop(id, None)
+        """Execs do not outlive their container; for a while they can still be looked at."""
+        for exec in container.execs.values():
+            asyncio.get_running_loop().call_later(REMEMBERED, self.forget, exec)
             exec.running = False
             if exec.exit_code is None:
                 exec.exit_code = 137
@@ -218,6 +218,7 @@ class Execs:
 
     async def resize(self, id: str, height: int, width: int) -> None:
         exec = self.get(id)
+        exec.container.require_running()
         if not exec.running:
             raise InvalidParameter("exec process is not started")
         await exec.container.require_running().resize(height, width, exec_id=id)

@@ -307,7 +307,7 @@ class Lifecycle:
                     "cannot join network namespace of a non running container: "
                     f"container {other.name} is {other.state.status}"
                 )
-            raise Conflict(f"failed to join {kind.upper()} namespace: container {other.id} is not running")
+            raise System(f"failed to join {kind.upper()} namespace: container {other.id} is not running")
         if kind == "ipc" and other.host_config.ipc_mode not in ("shareable", "host"):
             raise InvalidParameter(
                 f"failed to join IPC namespace: container {other.id}: non-shareable IPC "

@@ -45,10 +45,8 @@ def architecture() -> str:
 
 
 def builder_version(engine: Engine) -> str:
-    """What `docker build` reads from _ping: "2" if the BuildKit API is there."""
-    import importlib.util
-
-    return "2" if importlib.util.find_spec("seacan.api.buildkit") else "1"
+    """What `docker build` reads from _ping: "2" for BuildKit's API, unless the feature "buildkit" is turned off."""
+    return "2" if engine.options.features.get("buildkit", True) else "1"
 
 
 def version(engine: Engine) -> dict[str, Any]:

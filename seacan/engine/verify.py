@@ -350,7 +350,7 @@ def merge_update(current: HostConfig, wanted: UpdateConfig, facts: Host | None =
         if value if not isinstance(value, list) else value is not None:
             setattr(current, name, value)
     if wanted.pids_limit is not None:
-        current.pids_limit = wanted.pids_limit
+        current.pids_limit = max(0, wanted.pids_limit)
     return warnings
 
 

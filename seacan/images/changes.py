@@ -12,12 +12,15 @@ from collections.abc import Sequence
 
 import msgspec
 
+from seacan.build.dockerfile.words import Lexer
 from seacan.errors import InvalidParameter
 from seacan.images.config import Healthcheck, ImageDefaults
 
 _ALLOWED = frozenset(
     "CMD ENTRYPOINT ENV EXPOSE HEALTHCHECK LABEL ONBUILD STOPSIGNAL USER VOLUME WORKDIR".split()  # noqa: SIM905
 )
+_EXPANDED = frozenset("ENV EXPOSE LABEL STOPSIGNAL USER VOLUME WORKDIR".split())  # noqa: SIM905
+_LEXER = Lexer(raw_quotes=True, raw_escapes=True)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _NANOSECONDS = {
     "ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000,
@@ -31,12 +34,20 @@ def apply_changes(config: ImageDefaults, changes: Sequence[str]) -> ImageDefault
         for line in _lines(change):
             instruction, _, rest = line.partition(" ")
             instruction = instruction.upper()
-            config = _apply(config, instruction, rest.strip())
+            config = _apply(config, instruction, _expanded(config, instruction, rest.strip()))
             command_set |= instruction == "CMD"
             if instruction == "ENTRYPOINT" and not command_set:
                 # As in a Dockerfile: an inherited command does not belong to a new entry point.
                 config = msgspec.structs.replace(config, cmd=None)
     return config
+
+
+def _expanded(config: ImageDefaults, instruction: str, rest: str) -> str:
+    """``$NAME`` becomes what the environment has so far, where a Dockerfile would have it so."""
+    if instruction not in _EXPANDED or "$" not in rest:
+        return rest
+    environment = dict(item.partition("=")[::2] for item in config.env or ())
+    return _LEXER.expand(rest, environment).result
 
 
 def _lines(text: str) -> list[str]:

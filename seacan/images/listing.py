@@ -96,7 +96,7 @@ def summaries(
     dangling = boolean_filter(filters, "dangling")
     before = _moment(images, filters, "before")
     since = _moment(images, filters, "since")
-    until = until_filter(filters, System)
+    until = min((until_filter({"until": [text]}, System) or 0 for text in filters.get("until", ())), default=None)
     patterns = filters.get("reference", ())
     for pattern in patterns:
         _check_pattern(pattern)
@@ -308,9 +308,12 @@ def prune(images: Images, filters: Filters | None = None) -> tuple[list[Removal]
             continue
         if not label_filter(image, filters):
             continue
-        if images.is_held(id) or any(True for member in images.relatives(id) for _ in images.users(member)):
-            continue
         names = images.references(id)
+        if images.is_held(id) or any(True for member in images.relatives(id) for _ in images.users(member)):
+            # Who uses it needs one name of it.
+            for name in sorted(names, key=str)[:-1] if not dangling else ():
+                removals.extend(images.remove(str(name), force=False, prune=True))
+            continue
         if dangling and (any(name.tag for name in names) or images.children(id)):
             continue
         try:

@@ -7,7 +7,7 @@ Schema: https://github.com/opencontainers/image-spec and Docker's "Image Manifes
 from __future__ import annotations
 
 import platform as host
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import field
@@ -82,6 +82,18 @@ def host_platform() -> Platform:
     return Platform("linux", architecture, variant if architecture == "arm" else "")
 
 
+_SYSTEMS: Final = frozenset(
+    ("aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl", "netbsd",
+     "openbsd", "plan9", "solaris", "windows", "zos")
+)  # fmt: skip
+_KNOWN_ARCHITECTURES: Final = frozenset(
+    ("386", "amd64", "amd64p32", "arm", "armbe", "arm64", "arm64be", "loong64", "mips", "mipsle", "mips64", "mips64le",
+     "mips64p32", "mips64p32le", "ppc", "ppc64", "ppc64le", "riscv", "riscv64", "s390", "s390x", "sparc", "sparc64",
+     "wasm")
+)  # fmt: skip
+"""What Go and containerd know."""
+
+
 def parse_platform(text: str) -> Platform:
     """``linux/arm64/v8``, ``linux``, ``arm64``; raises :class:`InvalidParameter` in containerd's words."""
     parts = text.split("/")
@@ -90,13 +102,19 @@ def parse_platform(text: str) -> Platform:
         or len(parts) > 3
         or not all(part and part.replace("_", "").replace("-", "").replace(".", "").isalnum() for part in parts)
     ):
-        raise InvalidParameter(f'"{text}" is an invalid component of "{text}": platform specifier component must match '
-                               '"^[A-Za-z0-9_.-]+$": invalid argument')  # fmt: skip
+        raise InvalidParameter(
+            f'"{parts[0]}" is an invalid OS component of "{text}": OSAndVersion specifier component must match '
+            '"^([A-Za-z0-9_-]+)(?:\\(([A-Za-z0-9_.-]*)\\))?$": invalid argument'
+        )
     here = host_platform()
     if len(parts) == 1:
-        if parts[0].lower() in ("linux", "windows", "darwin", "freebsd"):
-            return Platform(parts[0].lower(), here.architecture, here.variant)
-        return Platform(here.os, parts[0]).normalised()
+        known = {"macos": "darwin"}.get(parts[0].lower(), parts[0].lower())
+        if known in _SYSTEMS:
+            return Platform(known, here.architecture, here.variant)
+        platform = Platform(here.os, parts[0]).normalised()
+        if platform.architecture not in _KNOWN_ARCHITECTURES:
+            raise InvalidParameter(f'"{text}": unknown operating system or architecture: invalid argument')
+        return platform
     return Platform(parts[0], parts[1], parts[2] if len(parts) == 3 else "").normalised()
 
 

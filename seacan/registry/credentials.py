@@ -62,7 +62,7 @@ def decode_header(value: str) -> Credentials:
         return NONE
     try:
         content = _decode_base64(value)
-        return msgspec.convert(_without_nulls(msgspec.json.decode(content or b"{}")), Credentials)
+        return msgspec.convert(_without_nulls(msgspec.json.decode(content or b"{}") or {}), Credentials)
     except (binascii.Error, ValueError, msgspec.DecodeError):
         raise InvalidParameter("invalid X-Registry-Auth header") from None
 
@@ -73,7 +73,7 @@ def decode_config_header(value: str) -> dict[str, Credentials]:
         return {}
     try:
         content = _decode_base64(value)
-        return msgspec.convert(_without_nulls(msgspec.json.decode(content or b"{}")), dict[str, Credentials])
+        return msgspec.convert(_without_nulls(msgspec.json.decode(content or b"{}") or {}), dict[str, Credentials])
     except (binascii.Error, ValueError, msgspec.DecodeError):
         raise InvalidParameter("invalid X-Registry-Config header") from None
 
