@@ -193,7 +193,7 @@ def _syscalls() -> Iterator[Finding]:
         ("pidfd", lambda: os.close(syscalls.pidfd_open(os.getpid())), "missing", "processes are held by pidfd", "5.3"),
         ("close_range", lambda: syscalls.close_range(1 << 20), "limited", "descriptors are closed one by one", "5.9"),
         ("recursive attributes", _mount_setattr, "limited", "recursive read-only mounts are refused", "5.12"),
-        ("idmapped mounts", _idmapped_mount, "limited", "idmap mount options are refused", "5.12"),
+        ("idmapped mounts", _idmapped_mount, "limited", "idmap mount options and --userns-remap are refused", "5.12"),
     )
     fine = []
     for name, probe, state, without, since in probes:

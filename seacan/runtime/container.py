@@ -434,14 +434,14 @@ class Container:
         if plan.userns_created:
             try:
                 process.set_oom_score_adj(plan.process.oom_score_adj, pid)
-                self._own_stdio(plan.stdio, plan.process)
+                own_pipes(linux, self.configuration.process, plan.stdio)
                 _write_mappings(pid, linux)
             except BaseException:
                 _kill(pidfd)
                 raise
             ours.send(words_of.MAPPED)
         elif plan.userns_joined >= 0:
-            self._own_stdio(plan.stdio, plan.process)
+            own_pipes(linux, self.configuration.process, plan.stdio)
         borrowed.close()
         if intermediate:
             pid, pidfd = self._adopt(ours, pidfd)
@@ -494,7 +494,7 @@ class Container:
         """The user namespace whose mappings an ID-mapped mount has: one of ``spaces``, or made for it."""
         if not mount.uid_mappings and plan.userns_joined >= 0:
             return plan.userns_joined
-        wanted = _ranges(mount.uid_mappings or linux.uid_mappings), _ranges(mount.gid_mappings or linux.gid_mappings)
+        wanted = ranges(mount.uid_mappings or linux.uid_mappings), ranges(mount.gid_mappings or linux.gid_mappings)
         if not all(wanted):
             raise InvalidParameter(f"invalid mount {mount.destination}: idmap without mappings")
         if wanted not in spaces:
@@ -735,7 +735,7 @@ class Container:
         program = k.SeccompProgram(seccomp) if seccomp is not None else None
         userns = bool(self._namespaces & k.CLONE_NEWUSER)
         if userns:
-            self._own_stdio(stdio, plan)
+            own_pipes(self.configuration.linux, process_, stdio)
         with contextlib.ExitStack() as borrowed:
             tasks: list[int] = []
             unified: int | None = None
@@ -809,17 +809,6 @@ class Container:
         finally:
             _kill(intermediate)
         return ExecProcess(pid, pidfd, console)
-
-    def _own_stdio(self, stdio: Sequence[int], plan: process.ProcessPlan) -> None:
-        """Give pipes among the standard descriptors to the container's user, who may want to open /dev/stdout anew.
-
-        Under a user namespace nobody can from inside: whose they are has no number there. What is not a pipe may be
-        somebody else's, such as the caller's terminal.
-        """
-        linux = self.configuration.linux or spec.Linux()
-        uid = outside(_ranges(linux.uid_mappings), plan.uid)
-        if uid is not None:
-            process.own_stdio(uid, [fd for fd in stdio if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode)])
 
     # --- the rest of its life ---------------------------------------------------------------------------------
 
@@ -974,7 +963,7 @@ def _check_user(linux: spec.Linux, process_: spec.Process, where: str = "") -> N
         ("uid", linux.uid_mappings, process_.user.uid),
         ("gid", linux.gid_mappings, process_.user.gid),
     ):
-        if mappings and outside(_ranges(mappings), number) is None:
+        if mappings and outside(ranges(mappings), number) is None:
             raise SetupFailed(f"{where}unable to setup user: cannot set {name} to unmapped user in user namespace")
 
 
@@ -1019,12 +1008,26 @@ def _joins(plan: InitPlan, kind: int) -> bool:
 def _write_mappings(pid: int, linux: spec.Linux) -> None:
     for name, mappings in (("uid_map", linux.uid_mappings), ("gid_map", linux.gid_mappings)):
         try:
-            write_map(pid, name, _ranges(mappings))
+            write_map(pid, name, ranges(mappings))
         except OSError as error:
             raise SetupFailed(f"failed to update /proc/{pid}/{name}: {words(error)}") from error
 
 
-def _ranges(mappings: Sequence[spec.IDMapping]) -> tuple[Range, ...]:
+def own_pipes(linux: spec.Linux | None, process_: spec.Process | None, stdio: Sequence[int]) -> None:
+    """Give pipes among the standard descriptors to the container's user, who may want to open /dev/stdout anew.
+
+    Under a user namespace nobody can from inside: whose they are has no number there. What is not a pipe may be
+    somebody else's, such as the caller's terminal.
+    """
+    if linux is None or process_ is None or not linux.uid_mappings:
+        return
+    uid = outside(ranges(linux.uid_mappings), process_.user.uid)
+    if uid is not None:
+        process.own_stdio(uid, [fd for fd in stdio if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode)])
+
+
+def ranges(mappings: Sequence[spec.IDMapping]) -> tuple[Range, ...]:
+    """The mappings of a configuration as :mod:`seacan.linux.userns` has them."""
     return tuple(Range(mapping.container_id, mapping.host_id, mapping.size) for mapping in mappings)
 
 

@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,15 +22,22 @@ from seacan import cgroups
 from seacan.cgroups import Cgroup
 from seacan.errors import RuntimeFailed
 from seacan.linux import syscalls as k
-from seacan.runtime import spec
+from seacan.linux.overlay import mount_overlay
+from seacan.linux.userns import namespace_with
+from seacan.runtime import mounts, spec
 from seacan.runtime.bundle import ExternalRuntime, ShimConfig
-from seacan.runtime.container import Stdio
-from seacan.runtime.rootfs import mount_root
+from seacan.runtime.container import Stdio, own_pipes, ranges
+from seacan.runtime.failure import words
+from seacan.runtime.rootfs import mount_root, open_bind
 
 PID_FILE = "init.pid"
 """In the bundle; as long as it is there, the runtime knows the container."""
 
 _ROOT = "rootfs"
+_VERSION = "1.0.2"
+"""Of the configuration that another runtime gets: crun before 1.9 refuses any that does not begin with 1.0."""
+_OURS = frozenset({"subpath", "lowerdir+"})
+"""Options of mounts that only our runtime knows."""
 _LOG = "runtime.log"
 _CONSOLE = "console.sock"
 
@@ -117,6 +125,7 @@ class Runtime:
         """Have init made; it waits for :meth:`start`. Raises RuntimeFailed."""
         os.makedirs(self._root, 0o700, exist_ok=True)
         self._mount(oci)
+        own_pipes(oci.linux, oci.process, stdio)
         pid_file = f"{self._bundle}/{PID_FILE}"
         arguments = ["--bundle", self._bundle, "--pid-file", pid_file]
         console = None
@@ -154,11 +163,54 @@ class Runtime:
             k.move_mount(root, k.AT_FDCWD, target)
         finally:
             os.close(root)
+        oci.oci_version = _VERSION
+        self._prepare_mounts(oci)
         readonly = oci.root is not None and oci.root.readonly
         oci.root = spec.Root(_ROOT, readonly=readonly)
         with open(f"{self._bundle}/config.json.tmp", "wb") as file:
             file.write(spec.encode(oci))
         os.rename(f"{self._bundle}/config.json.tmp", f"{self._bundle}/config.json")
+
+    def _prepare_mounts(self, oci: spec.Spec) -> None:
+        """Make the mounts that not every runtime can (owners mapped, part of a volume, an image's layers), so that they
+        are plain bind mounts for it. Raises RuntimeFailed.
+        """
+        linux = oci.linux or spec.Linux()
+        for number, mount in enumerate(oci.mounts):
+            plan = mounts.plan(mount, self._bundle, linux.mount_label)
+            if not plan.idmap and not any(key in _OURS for key, _ in plan.data):
+                continue
+            try:
+                tree = self._prepared(plan, linux)
+            except OSError as error:
+                raise RuntimeFailed(f"{plan.where()}: {words(error)}") from error
+            target = f"{self._bundle}/mount-{number}"
+            try:
+                if stat.S_ISDIR(os.stat(tree).st_mode):
+                    os.makedirs(target, exist_ok=True)
+                else:
+                    os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o600))
+                k.move_mount(tree, k.AT_FDCWD, target)
+            finally:
+                os.close(tree)
+            known = [option for option in mount.options if option in mounts.KNOWN_OPTIONS and "idmap" not in option]
+            kind = [] if {"bind", "rbind"} & set(known) else ["rbind"]
+            oci.mounts[number] = spec.Mount(mount.destination, "bind", target, [*kind, *known])
+
+    @staticmethod
+    def _prepared(plan: mounts.MountPlan, linux: spec.Linux) -> int:
+        with contextlib.ExitStack() as stack:
+            userns = -1
+            if plan.idmap:
+                uids, gids = plan.uid_mappings or linux.uid_mappings, plan.gid_mappings or linux.gid_mappings
+                userns = namespace_with(ranges(uids), ranges(gids))
+                stack.callback(os.close, userns)
+            if plan.kind != "bind":
+                return mount_overlay(*mounts.layers(plan), userns=userns)
+            tree = open_bind(plan)
+            if plan.idmap:
+                k.mount_setattr(tree, set=k.MOUNT_ATTR_IDMAP, userns=userns, recursive=plan.idmap == "tree")
+            return tree
 
     def start(self, oci: spec.Spec) -> None:
         """Let init execute its program. Raises RuntimeFailed."""
@@ -167,6 +219,8 @@ class Runtime:
 
     def exec(self, process: spec.Process, stdio: Stdio) -> tuple[int, int | None]:
         """Run a further process: its pid and, on a terminal, the master. Raises RuntimeFailed."""
+        with open(f"{self._bundle}/config.json", "rb") as file:
+            own_pipes(spec.decode_spec(file.read()).linux, process, stdio)
         name = os.urandom(8).hex()
         process_file, pid_file = f"{self._bundle}/.exec-{name}.json", f"{self._bundle}/.exec-{name}.pid"
         with contextlib.ExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from tests.hosts import Daemon, Host
 
+RUNTIMES = ("runc",)
 FIRST = 231072
 """The subordinate ID that is root in the containers of these tests."""
 
@@ -48,7 +50,8 @@ def remapped(folder: Path, remapping: RemappingHost, busybox: Path) -> Iterator[
     """A daemon whose containers are users ``FIRST`` and up."""
     for name, owner in (("subuid", "nobody"), ("subgid", "65534")):
         (remapping.etc / "upper" / name).write_text(f"somebody:100000:65536\n{owner}:{FIRST}:65536\n")
-    daemon = Daemon(folder / "remapped", remapping, ["--userns-remap=nobody:nogroup"]).start()
+    runtimes = [f"--add-runtime=other-{name}={path}" for name in RUNTIMES if (path := shutil.which(name))]
+    daemon = Daemon(folder / "remapped", remapping, ["--userns-remap=nobody:nogroup", *runtimes]).start()
     daemon.docker("load", "-i", str(busybox))
     yield daemon
     daemon.close()
@@ -286,6 +289,22 @@ def test_secrets_of_a_build_are_the_steps_own(
     flags = ["--load", "-q", "-t", "built", "--secret", f"id=s,src={tmp_path}/secret"]
     daemon.docker("buildx", "build", *flags, str(tmp_path), timeout=120, env=buildx_environment)
     assert daemon.out("run", "--rm", "built", "cat", "/seen").split() == ["0:0", "0:0", "hidden7:8"]
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_another_runtime_gets_the_same(daemon: Daemon, name: str) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"no {name} on the PATH")
+    daemon.docker(
+        "run", "--rm", "-v", "vol1:/v", "busybox", "sh", "-c", "mkdir /v/sub; touch /v/sub/f; chown 3:4 /v/sub/f"
+    )
+    mounts = ["--mount", "type=volume,source=vol1,target=/s,volume-subpath=sub", "-v", "vol1:/v"]
+    script = "stat -c %u:%g /bin /etc/hosts /v /s/f; touch /n && stat -c %u /n; echo out > /dev/stdout"
+    flags = ["--runtime", f"other-{name}", "-u", "0", *mounts]
+    told = daemon.out("run", "--rm", *flags, "busybox", "sh", "-c", f"cat /proc/self/uid_map; {script}")
+    assert told.split() == ["0", str(FIRST), "65536", "0:0", "0:0", "0:0", "3:4", "0", "out"]
+    daemon.docker("run", "-d", "--name", "c1", *flags, "busybox", "sleep", "60")
+    assert daemon.out("exec", "-u", "33", "c1", "sh", "-c", "id -u; echo out > /dev/stdout").split() == ["33", "out"]
 
 
 def test_ports_names_and_health_work(daemon: Daemon) -> None:
