@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from seacan.engine import remap
 from seacan.engine.container import Container
 from seacan.engine.times import rfc3339
 from seacan.engine.users import resolve
@@ -30,6 +31,7 @@ from seacan.linux.paths import make_in_root
 from seacan.linux.syscalls import (
     CLONE_NEWNS,
     CLONE_NEWUSER,
+    MOUNT_ATTR_IDMAP,
     MOUNT_ATTR_NOSYMFOLLOW,
     MS_PRIVATE,
     MS_REC,
@@ -44,7 +46,8 @@ from seacan.linux.syscalls import (
     setns,
     unshare,
 )
-from seacan.runtime.bundle import Rootfs
+from seacan.linux.userns import Range, namespace_with
+from seacan.runtime.bundle import Mapping, Rootfs
 from seacan.storage import tar, worker
 from seacan.storage.compression import expand
 from seacan.storage.mounting import open_rootfs
@@ -76,10 +79,14 @@ class PathStat(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """One mount to be made in a private view: ``source`` on the host at ``destination`` in the container."""
+    """One mount to be made in a private view: ``source`` on the host at ``destination`` in the container.
+
+    ``mapping`` has the container's users, where the source has the host's owners.
+    """
 
     source: str
     destination: str
+    mapping: Mapping | None = None
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -204,8 +211,13 @@ async def _ask(
     if container.is_live:
         request = msgspec.structs.replace(request, pid=container.state.pid)
     else:
+        mapping = remap.of(engine.mapping, container.host_config)
         places = tuple(
-            Place(point.source, point.destination)
+            Place(
+                point.source,
+                point.destination,
+                mapping if point.type == "bind" or engine.volumes.foreign(point.name) else None,
+            )
             for point in sorted(container.record.mounts, key=lambda point: point.destination.count("/"))
             if point.type in ("bind", "volume")
         )
@@ -283,7 +295,10 @@ def _enter(request: Request) -> None:
         sources = []
         for place in request.places:
             with contextlib.suppress(OSError):
-                sources.append((open_tree(-100, place.source, OPEN_TREE_CLONE | _AT_RECURSIVE), place.destination))
+                source = open_tree(-100, place.source, OPEN_TREE_CLONE | _AT_RECURSIVE)
+                sources.append((source, place.destination))
+                if place.mapping is not None:
+                    _see_through(source, place.mapping)
         for source, destination in sources:
             folder = stat.S_ISDIR(os.fstat(source).st_mode)
             move_mount(source, make_in_root(root, destination, directory=folder))
@@ -298,6 +313,19 @@ def _enter(request: Request) -> None:
     _disarm_procfs(proc)
     os.close(proc)
     capabilities.capset(kept, kept, 0)
+
+
+def _see_through(tree: int, mapping: Mapping) -> None:
+    """Show a mount of the host as the container sees it: what belongs to its root there, belongs to root here.
+
+    Raises OSError where the file system has no such mounts; then it has the host's owners.
+    """
+    turned = ([Range(one.outside, one.inside, one.size) for one in ranges] for ranges in (mapping.uids, mapping.gids))
+    userns = namespace_with(*turned)
+    try:
+        mount_setattr(tree, set=MOUNT_ATTR_IDMAP, userns=userns, recursive=True)
+    finally:
+        os.close(userns)
 
 
 def _disarm_procfs(proc: int) -> None:

@@ -157,6 +157,27 @@ def test_copies_have_the_containers_numbers(daemon: Daemon, tmp_path: Path) -> N
         assert (tar.getmember("file").uid, tar.getmember("file").gid) == (5, 6)
 
 
+def test_copies_into_bind_mounts_have_the_containers_numbers(daemon: Daemon, tmp_path: Path) -> None:
+    """Whether the container runs or not; and what it could not write itself, a copy does not write for it."""
+    tmp_path.chmod(0o755)
+    shared, roots, file = tmp_path / "shared", tmp_path / "roots", tmp_path / "file"
+    shared.mkdir()
+    roots.mkdir()
+    os.chown(shared, FIRST, FIRST)
+    file.write_text("content")
+    daemon.docker("create", "--name", "c1", "-v", f"{shared}:/t", "-v", f"{roots}:/r", "busybox", "sleep", "60")
+    for state in ("waits", "runs"):
+        if state == "runs":
+            daemon.docker("start", "c1")
+        daemon.docker("cp", str(file), f"c1:/t/{state}")
+        assert (shared / state).stat().st_uid == FIRST
+        archive = daemon.docker("cp", f"c1:/t/{state}", "-").stdout.encode()
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            assert tar.getmember(state).uid == 0
+        assert daemon.docker("cp", str(file), "c1:/r/file", check=False).returncode
+        assert list(roots.iterdir()) == []
+
+
 def test_a_volume_is_shared_between_remapped_and_not(daemon: Daemon) -> None:
     daemon.docker("volume", "create", "v1")
     daemon.docker("run", "--rm", "-v", "v1:/v", "busybox", "sh", "-c", "touch /v/f && chown 12:13 /v/f")
