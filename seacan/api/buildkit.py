@@ -93,6 +93,11 @@ def routes(engine: Engine) -> list[web.RouteDef]:
     service = BuildKit(engine)
 
     async def session(request: web.Request) -> web.StreamResponse:
+        protocol = request.headers.get("Upgrade", "")
+        if not protocol:
+            raise InvalidParameter("no upgrade proto in request")
+        if protocol.lower() != "h2c":
+            raise InvalidParameter(f"protocol {protocol} not supported")
         id = request.headers.get("X-Docker-Expose-Session-Uuid", "")
         if not id:
             raise InvalidParameter("invalid session: no ID")

@@ -161,7 +161,9 @@ def adapt(host_config: HostConfig, options: EngineOptions, *, cgroup_v2: bool) -
     if not host_config.restart_policy.name:
         host_config.restart_policy.name = "no"
     if host_config.network_mode in ("", "default"):
-        host_config.network_mode = "none" if options.bridge == "none" else "bridge"
+        host_config.network_mode = "bridge"
+    if host_config.network_mode == "bridge" and options.bridge == "none":
+        host_config.network_mode = "none"
     if host_config.memory > 0 and host_config.memory_swap == 0:
         host_config.memory_swap = host_config.memory * 2
     if host_config.shm_size == 0:

@@ -164,8 +164,13 @@ class Lifecycle:
     def identity(container: Container) -> ContainerIdentity:
         """The container as its networks know it."""
         config = container.config
+        sysctls = container.host_config.sysctls or {}
         return ContainerIdentity(
-            id=container.id, name=container.name, hostname=config.hostname, domainname=config.domainname
+            id=container.id,
+            name=container.name,
+            hostname=config.hostname,
+            domainname=config.domainname,
+            ipv6=sysctls.get("net.ipv6.conf.all.disable_ipv6") != "1",
         )
 
     def _network_event(self, action: str, container: Container, endpoint: Endpoint) -> None:

@@ -19,6 +19,7 @@ from seacan.network.model import (
     BRIDGE_NAME,
     GATEWAY_MODE_IPV4,
     GATEWAY_MODE_IPV6,
+    IPV6_MIN_MTU,
     IPVLAN_FLAG,
     IPVLAN_MODE,
     MACVLAN_MODE,
@@ -180,6 +181,8 @@ def specify(
         ipam_driver=wanted.driver or "default",
         ipam_options=wanted.options,
     )
+    if ipv6 and not request.config_only and not spec.carries_ipv6:
+        raise InvalidParameter(f"invalid MTU number: {spec.mtu}: IPv6 needs {IPV6_MIN_MTU} at least")
     pools = [_pool(config) for config in wanted.config or []]
     if not request.config_only:
         pools = _complete(spec, pools, choose)

@@ -43,7 +43,7 @@ SCHEMA = (
 )
 
 _LARGEST = (1 << 62) - 1
-"""Largest offset SQLite is asked to hold; a /64 has more addresses than that, and no use for them."""
+"""Largest offset that SQLite holds as a number: a subnet of IPv6 has more addresses than that."""
 
 DEFAULT_POOLS: tuple[tuple[str, int], ...] = (
     ("172.17.0.0/16", 16),
@@ -67,6 +67,14 @@ class Database(Protocol):
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any: ...
 
 
+def _kept(offset: int) -> int | str:
+    return offset if offset <= _LARGEST else f"x{offset:032x}"
+
+
+def _offset(kept: int | str) -> int:
+    return kept if isinstance(kept, int) else int(kept[1:], 16)
+
+
 def create_pool(
     db: Database, network: str, subnet: IPNetwork, ip_range: IPNetwork | None, reserved: Iterable[IPAddress]
 ) -> int:
@@ -75,10 +83,10 @@ def create_pool(
     size = subnet.num_addresses
     part = ip_range or subnet
     first = int(part.network_address) - base
-    last = min(first + part.num_addresses - 1, _LARGEST)
+    last = first + part.num_addresses - 1
     cursor = db.execute(
         "INSERT INTO network_pool (network, subnet, first, last, next) VALUES (?, ?, ?, ?, ?)",
-        (network, str(subnet), first, last, first),
+        (network, str(subnet), _kept(first), _kept(last), _kept(first)),
     )
     pool = int(cursor.lastrowid)
     taken = {int(address) - base: "gateway" for address in reserved}
@@ -87,8 +95,9 @@ def create_pool(
     if subnet.version == 4 and subnet.prefixlen < 31:
         taken.setdefault(size - 1, "broadcast")
     for offset, owner in taken.items():
-        if 0 <= offset <= _LARGEST:
-            db.execute("INSERT INTO network_address (pool, offset, owner) VALUES (?, ?, ?)", (pool, offset, owner))
+        if 0 <= offset < size:
+            values = (pool, _kept(offset), owner)
+            db.execute("INSERT INTO network_address (pool, offset, owner) VALUES (?, ?, ?)", values)
     return pool
 
 
@@ -107,7 +116,7 @@ def allocate(db: Database, network: str, version: int, owner: str) -> IPInterfac
         subnet = ipaddress.ip_network(text)
         if subnet.version != version:
             continue
-        found = _next(db, pool, owner, offset, last)
+        found = _next(db, pool, owner, _offset(offset), _offset(last))
         if found is not None:
             return ipaddress.ip_interface(f"{subnet.network_address + found}/{subnet.prefixlen}")
     return None
@@ -118,14 +127,14 @@ def _next(db: Database, pool: int, owner: str, offset: int, last: int) -> int | 
     while offset <= last:
         # Only addresses asked for by name, or reserved, can be in the way here: there are few of them.
         inserted = db.execute(
-            "INSERT OR IGNORE INTO network_address (pool, offset, owner) VALUES (?, ?, ?)", (pool, offset, owner)
+            "INSERT OR IGNORE INTO network_address (pool, offset, owner) VALUES (?, ?, ?)", (pool, _kept(offset), owner)
         )
         offset += 1
         if inserted.rowcount == 1:
-            db.execute("UPDATE network_pool SET next = ? WHERE id = ?", (offset, pool))
+            db.execute("UPDATE network_pool SET next = ? WHERE id = ?", (_kept(offset), pool))
             return offset - 1
     if offset != start:
-        db.execute("UPDATE network_pool SET next = ? WHERE id = ?", (offset, pool))
+        db.execute("UPDATE network_pool SET next = ? WHERE id = ?", (_kept(offset), pool))
     row = db.execute(
         "SELECT offset FROM network_address WHERE pool = ? AND owner IS NULL ORDER BY released LIMIT 1", (pool,)
     ).fetchone()
@@ -134,7 +143,7 @@ def _next(db: Database, pool: int, owner: str, offset: int, last: int) -> int | 
     db.execute(
         "UPDATE network_address SET owner = ?, released = NULL WHERE pool = ? AND offset = ?", (owner, pool, row[0])
     )
-    return int(row[0])
+    return _offset(row[0])
 
 
 def allocate_exactly(db: Database, network: str, address: IPAddress, owner: str) -> IPInterface:
@@ -147,9 +156,7 @@ def allocate_exactly(db: Database, network: str, address: IPAddress, owner: str)
     for pool, subnet in pools(db, network):
         if address not in subnet:
             continue
-        offset = int(address) - int(subnet.network_address)
-        if offset > _LARGEST:
-            raise InvalidParameter(f"invalid address {address}: beyond what can be assigned in {subnet}")
+        offset = _kept(int(address) - int(subnet.network_address))
         row = db.execute("SELECT owner FROM network_address WHERE pool = ? AND offset = ?", (pool, offset)).fetchone()
         if row is not None and row[0] is not None:
             raise Forbidden("Address already in use")
@@ -168,7 +175,7 @@ def release(db: Database, owner: str) -> None:
         (owner,),
     ).fetchall()
     for pool, offset, first, upcoming in rows:
-        if first <= offset < upcoming:
+        if _offset(first) <= _offset(offset) < _offset(upcoming):
             db.execute(
                 "UPDATE network_address SET owner = NULL, released = ? WHERE pool = ? AND offset = ?",
                 (time.time_ns(), pool, offset),

@@ -150,7 +150,9 @@ class Links:
         # Replies to a connection from 127.0.0.1 to a published port come back through the bridge.
         messages = [
             rt.configure(
-                found.index, ipv4={rt.IPV4_DEVCONF_ROUTE_LOCALNET: 1}, address_generation=generation if new else None
+                found.index,
+                ipv4={rt.IPV4_DEVCONF_ROUTE_LOCALNET: 1},
+                address_generation=generation if new and spec.carries_ipv6 else None,
             )
         ]
         if not found.flags & rt.IFF_UP or found.group != group:
@@ -394,7 +396,13 @@ class Links:
         """What makes a link inside a container usable: addresses, up, routes."""
         generation = rt.IN6_ADDR_GEN_MODE_EUI64 if endpoint.ipv6 else rt.IN6_ADDR_GEN_MODE_NONE
         # arp_notify announces a reused address with its new MAC when the link comes up.
-        messages = [rt.configure(index, ipv4={rt.IPV4_DEVCONF_ARP_NOTIFY: 1}, address_generation=generation)]
+        messages = [
+            rt.configure(
+                index,
+                ipv4={rt.IPV4_DEVCONF_ARP_NOTIFY: 1},
+                address_generation=generation if spec.carries_ipv6 else None,
+            )
+        ]
         addresses = [text for text in (endpoint.ipv4, endpoint.ipv6, *endpoint.link_local) if text]
         messages += [rt.new_address(index, ipaddress.ip_interface(text)) for text in addresses]
         messages.append(rt.set_link(index, up=True))

@@ -30,6 +30,7 @@ TRUSTED_INTERFACES = "com.docker.network.bridge.trusted_host_interfaces"
 HOST_IPV4 = "com.docker.network.host_ipv4"
 HOST_IPV6 = "com.docker.network.host_ipv6"
 MTU = "com.docker.network.driver.mtu"
+IPV6_MIN_MTU = 1280
 CONTAINER_IFACE_PREFIX = "com.docker.network.container_iface_prefix"
 ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
 ENDPOINT_IFNAME = "com.docker.network.endpoint.ifname"
@@ -115,6 +116,11 @@ class NetworkSpec(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
         """0: the kernel's own."""
         return int(self.options.get(MTU) or 0)
 
+    @property
+    def carries_ipv6(self) -> bool:
+        """Whether the kernel has IPv6 on links of this size at all."""
+        return not 0 < self.mtu < IPV6_MIN_MTU
+
 
 class PublishedPort(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One open port of the host: ``host_ip``:``host_port`` leads to ``port`` of the endpoint.
@@ -187,6 +193,8 @@ class ContainerIdentity(msgspec.Struct, kw_only=True, frozen=True):
     name: str
     hostname: str = ""
     domainname: str = ""
+    ipv6: bool = True
+    """Whether it has IPv6 turned on."""
 
 
 class PortRequest(msgspec.Struct, kw_only=True, frozen=True):

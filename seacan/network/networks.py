@@ -773,7 +773,7 @@ class Networks:
             return endpoint
         endpoints_.check_options(options)
         addresses = {
-            version: self._address(spec, version, text, id)
+            version: self._address(spec, version, text, id) if version == 4 or container.ipv6 else ""
             for version, text in (
                 (4, wanted.ipv4_address if wanted else ""),
                 (6, wanted.ipv6_address if wanted else ""),

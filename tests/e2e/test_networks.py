@@ -181,3 +181,32 @@ def test_a_thousand_containers_of_a_routed_network_answer(daemon: Daemon, monkey
     (row,) = network._routed(daemon)
     assert row.note == "1,000 of 1,000 answer a ping"
     assert daemon.out("ps", "-aq") == ""
+
+
+def test_an_mtu_too_small_for_ipv6_is_for_ipv4_alone(daemon: Daemon) -> None:
+    mtu = ("--opt", "com.docker.network.driver.mtu=1234")
+    daemon.docker("network", "create", *mtu, "small")
+    assert " mtu 1234 " in daemon.out("run", "--rm", "--network", "small", "busybox", "ip", "link", "show", "eth0")
+    refused = daemon.docker("network", "create", "--ipv6", *mtu, "smaller", check=False)
+    assert (refused.returncode, "IPv6 needs 1280 at least" in refused.stderr) == (1, True)
+
+
+def test_a_container_without_ipv6_has_no_address_of_it(daemon: Daemon) -> None:
+    daemon.docker("network", "create", "--ipv6", "--subnet", "fd00:7::/64", "both")
+    off = ("--sysctl", "net.ipv6.conf.all.disable_ipv6=1")
+    daemon.docker("run", "-d", "--name", "four", "--network", "both", *off, "busybox", "sleep", "100")
+    assert daemon.inspect("four")["NetworkSettings"]["Networks"]["both"]["GlobalIPv6Address"] == ""
+    asked = daemon.docker("run", "--rm", "--network", "both", "busybox", "ping", "-6", "-c1", "four", check=False)
+    assert "bad address" in asked.stderr
+
+
+def test_an_ipv6_address_anywhere_in_a_large_subnet(daemon: Daemon) -> None:
+    daemon.docker("network", "create", "--ipv6", "--subnet", "fd00:8::/56", "wide")
+    run = ("run", "--rm", "--network", "wide", "--ip6", "fd00:8::aa:a8bb:ccff:fe00:1", "busybox")
+    assert "fd00:8:0:aa:a8bb:ccff:fe00:1/56" in daemon.out(*run, "ip", "-6", "addr", "show", "eth0")
+
+
+def test_without_a_default_bridge_containers_have_loopback_alone(new_daemon: Callable[..., Daemon]) -> None:
+    daemon = new_daemon("--bridge=none")
+    for network in ((), ("--network", "bridge")):
+        assert daemon.out("run", "--rm", *network, "busybox", "ls", "/sys/class/net") == "lo"

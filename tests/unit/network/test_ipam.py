@@ -85,6 +85,22 @@ def test_an_ipv6_subnet_of_any_size_can_be_used(database: Database) -> None:
     assert take(database, "b", 4) is None
 
 
+def test_addresses_near_the_end_of_a_large_subnet(database: Database) -> None:
+    pool(database, "fd00::/56", "fd00::aa:ffff:ffff:ffff:fffe/127", reserved=("fd00::1",))
+    high = ipaddress.ip_address("fd00::bb:a8bb:ccff:fe00:1")
+    with database.transaction():
+        assert str(ipam.allocate_exactly(database, NET, high, "asked")) == f"{high}/56"
+        assert take(database, "a", 6) == "fd00::aa:ffff:ffff:ffff:fffe/56"
+        assert take(database, "b", 6) == "fd00::aa:ffff:ffff:ffff:ffff/56"
+        assert take(database, "c", 6) is None
+        with pytest.raises(Forbidden):
+            ipam.allocate_exactly(database, NET, high, "other")
+        ipam.release(database, "a")
+        ipam.release(database, "asked")
+        assert take(database, "c", 6) == "fd00::aa:ffff:ffff:ffff:fffe/56"
+        ipam.allocate_exactly(database, NET, high, "other")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=120))
 def test_no_two_owners_ever_hold_the_same_address(steps: list[tuple[bool, int]]) -> None:
