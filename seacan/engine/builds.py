@@ -34,7 +34,7 @@ from seacan.build.nursery import Nursery
 from seacan.build.progress import Progress
 from seacan.build.scan import Scan, Scanner, read_scans, scanning
 from seacan.build.solver import OVERLAY_OPTIONS, Build, BuildFailed, Result, SandboxMount, Session, Solved, Solver
-from seacan.engine import buildcache, oci
+from seacan.engine import buildcache, oci, relabel
 from seacan.engine.buildcache import Ask, ContentStores
 from seacan.engine.buildexport import Content
 from seacan.engine.config import ContainerConfig, EndpointSettings, HostConfig, Ulimit
@@ -641,6 +641,10 @@ class EngineSandboxes:
             for mount in mounts:
                 if mount.private:
                     _own(Path(mount.source), rootfs.mapping)
+            labelled = relabel.own(str(bundle), names, record.host_config, rootfs, built.security)
+            written = [mount for mount in mounts if mount.kind == "bind" and (mount.private or not mount.read_only)]
+            labelled += relabel.everybodys([mount.source for mount in written], built.security)
+            await relabel.relabel(engine.launcher, labelled)
             built.spec.mounts = [
                 *built.spec.mounts,
                 *(_oci_mount(mount, rootfs.mapping is not None) for mount in mounts),

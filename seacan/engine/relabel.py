@@ -83,6 +83,12 @@ def own(
     return found if isinstance(rootfs, OverlayRoot) else [*found, Tree(rootfs.path, label)]
 
 
+def everybodys(paths: Iterable[str], security: SecurityOptions) -> list[Tree]:
+    """What steps of builds share: the folders of their caches, for one."""
+    label = security.mount_label
+    return [Tree(path, selinux.shared(label)) for path in paths] if label else []
+
+
 def _homes() -> set[str]:
     found = {os.environ.get("HOME", "")}
     if user := os.environ.get("SUDO_USER"):

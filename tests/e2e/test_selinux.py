@@ -53,6 +53,9 @@ say chosen 'docker run --rm --security-opt label=level:s0:c5,c6 --security-opt l
     --security-opt label=filetype:other_file_t busybox cat /proc/self/attr/current'
 say bad 'docker run --rm --security-opt label=nested busybox true'
 say unknown 'docker run --rm --security-opt label=type:nosuch_t busybox true; echo $?'
+printf 'FROM busybox\nRUN cat /proc/self/attr/current && cat /etc/hosts && touch /new\n' >/tmp/Dockerfile
+docker build --no-cache -t built - </tmp/Dockerfile >/tmp/built 2>&1
+say built 'grep -c -e system_r:container_t:s0: -e localhost /tmp/built; docker run --rm built ls /new'
 say joined 'docker run --rm --pid container:one busybox cat /proc/self/attr/current'
 tail -3 /tmp/daemon.log
 """
@@ -108,6 +111,11 @@ def test_a_container_without_a_label(said: dict[str, str]) -> None:
 
 def test_system_folders_are_not_relabelled(said: dict[str, str]) -> None:
     assert "error setting label on mount source '/etc': SELinux relabeling of /etc is not allowed" in said["system"]
+
+
+def test_steps_of_builds_are_labelled(said: dict[str, str]) -> None:
+    assert said["built"].split()[-1] == "/new"
+    assert int(said["built"].split()[0]) >= 2
 
 
 def test_labels_are_chosen(said: dict[str, str]) -> None:
