@@ -122,7 +122,7 @@ class Containers:
         raise NotFound(f"No such container: {reference}")
 
     def of_image(self, image: str) -> list[Container]:
-        """The containers made from the image with this ID."""
+        """The containers made from the image with this ID, or that mount it."""
         return [self._by_id[id] for id in self._by_image.get(image, ())]
 
     def find(self, reference: str) -> Container | None:
@@ -160,12 +160,14 @@ class Containers:
     def _add(self, container: Container) -> None:
         self._by_id[container.id] = container
         self._by_name[container.name] = container.id
-        self._by_image.setdefault(container.record.image, set()).add(container.id)
+        for image in _images_of(container):
+            self._by_image.setdefault(image, set()).add(container.id)
         bisect.insort(self._ids, container.id)
 
     def _forget(self, container: Container) -> None:
         self._by_id.pop(container.id, None)
-        self._by_image.get(container.record.image, set()).discard(container.id)
+        for image in _images_of(container):
+            self._by_image.get(image, set()).discard(container.id)
         if self._by_name.get(container.name) == container.id:
             del self._by_name[container.name]
         at = bisect.bisect_left(self._ids, container.id)
@@ -394,7 +396,7 @@ class Containers:
         for spec in host_config.mounts or []:
             point = mounts.parse_mount(spec)
             if point.type == "image":
-                self._engine.images.get(point.source)
+                point.image = self._engine.images.get(point.source).id
             points[point.destination] = point
         temporary = {os.path.normpath(destination) for destination in host_config.tmpfs or {}}
         for destination in container.config.volumes or {}:
@@ -568,6 +570,10 @@ class Containers:
             self._pruning = False
         self._engine.events.emit("container", "prune", "", {"reclaimed": str(freed)})
         return removed, freed
+
+
+def _images_of(container: Container) -> set[str]:
+    return {container.record.image, *(point.image for point in container.record.mounts if point.image)}
 
 
 def _log_path(folder: Path, id: str, host_config: HostConfig) -> str:

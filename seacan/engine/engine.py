@@ -182,7 +182,11 @@ class Engine:
         return cgroups.open(self.cgroup_path(container))
 
     def _image_users(self, image: str) -> Iterable[ImageUser]:
-        return [ImageUser(container.id, container.state.running) for container in self.containers.of_image(image)]
+        # What a container mounts it needs at its next start, too: by force it loses no more than its name.
+        return [
+            ImageUser(container.id, container.state.running or container.record.image != image)
+            for container in self.containers.of_image(image)
+        ]
 
     # --- folders -----------------------------------------------------------------------------------------------------
 

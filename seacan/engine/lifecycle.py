@@ -217,7 +217,7 @@ class Lifecycle:
             resolv_conf=str(folder / "resolv.conf"),
             joined=self._joined_namespaces(container),
             images={
-                point.destination: engine.snapshots.view(engine.images.get(point.source).chain_id)
+                point.destination: engine.snapshots.view(engine.images.get(point.image or point.source).chain_id)
                 for point in record.mounts
                 if point.type == "image"
             },

@@ -40,6 +40,8 @@ class MountPoint(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Whether a bind's missing source is made (as a directory), as `-v` does."""
     anonymous: bool = False
     """A volume without a name of the user's: removed by `docker rm -v`."""
+    image: str = ""
+    """Which image ``source`` was when the container was made."""
     spec: Mount = msgspec.field(default_factory=Mount)
     """What was asked for, with the options of its type."""
 

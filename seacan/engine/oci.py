@@ -36,7 +36,7 @@ from seacan.engine.verify import (
     unlabelled,
     verify,
 )
-from seacan.errors import InvalidParameter, System, Unsupported
+from seacan.errors import InvalidParameter, System
 from seacan.linux import seccomp
 from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
@@ -735,11 +735,10 @@ def _image(point: MountPoint, rootfs: Rootfs | None) -> Mount:
         raise System(f"image {point.source} to be mounted at {point.destination} is not available")
     subpath = point.spec.image_options.subpath if point.spec.image_options else ""
     if isinstance(rootfs, OverlayRoot) and len(rootfs.lower) > 1:
-        if subpath:
-            raise Unsupported(f"cannot mount a subpath of image {point.source}: it has more than one layer")
         # One option a layer: a single one holds 255 bytes.
         lower = [f"lowerdir+={layer}" for layer in rootfs.lower]
-        return Mount(point.destination, "overlay", "overlay", ["ro", *lower, *rootfs.options])
+        part = [f"subpath={subpath}"] if subpath else []
+        return Mount(point.destination, "overlay", "overlay", ["ro", *lower, *rootfs.options, *part])
     source = rootfs.path if isinstance(rootfs, DirectoryRoot) else rootfs.lower[0]
     options = ["rbind", "rro" if host().recursive_read_only else "ro", DEFAULT_PROPAGATION]
     if subpath:

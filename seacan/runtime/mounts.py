@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from seacan.errors import InvalidParameter
+from seacan.errors import InvalidParameter, Unsupported
 from seacan.linux import syscalls as k
 from seacan.runtime import spec
 
@@ -145,7 +145,12 @@ def plan(mount: spec.Mount, bundle: str, mount_label: str = "") -> MountPlan:
 
 def layers(mount: MountPlan) -> tuple[list[str], None, None, list[str]]:
     """The folders of a read-only overlay, the topmost first, and its other options, as
-    :func:`seacan.linux.overlay.mount_overlay` takes them."""
+    :func:`seacan.linux.overlay.mount_overlay` takes them. Raises Unsupported if only a part of it is wanted."""
+    if any(key == "subpath" for key, _ in mount.data):
+        raise Unsupported(
+            f"{mount.where()}: a part of an image of several layers cannot be mounted for mapped users or by another "
+            "runtime"
+        )
     lower = [value for key, value in mount.data if key == "lowerdir+" and value is not None]
     others = [key if value is None else f"{key}={value}" for key, value in mount.data if key != "lowerdir+"]
     return lower, None, None, others

@@ -133,6 +133,9 @@ class RootBuilder:
                 self._set_propagation(tree, plan)
                 k.move_mount(tree, target)
             return
+        if subpath := taken_subpath(plan):
+            self._mount_part(plan, subpath)
+            return
         inherits_mode = plan.type == "tmpfs" and self._exists(plan.destination)
         with _closing(self._filesystem_target(plan)) as target:
             self._check_procfs(target, plan, -1)
@@ -155,6 +158,30 @@ class RootBuilder:
                 self.proc = tree
             else:
                 os.close(tree)
+
+    def _mount_part(self, plan: MountPlan, subpath: str) -> None:
+        """Mount what a filesystem has at ``subpath``.
+
+        It lies over the root for a moment: the kernel copies only what is mounted.
+        """
+        with (
+            _closing(mount_filesystem(plan)) as tree,
+            _closing(k.openat2(tree, subpath, _PATH, resolve=k.RESOLVE_BENEATH | k.RESOLVE_NO_MAGICLINKS)) as found,
+        ):
+            k.move_mount(tree, self.root)
+            try:
+                part = k.open_tree(found, "", k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH)
+            finally:
+                k.umount2(f"/proc/self/fd/{tree}", k.MNT_DETACH)
+        with (
+            _closing(part),
+            _closing(
+                make_in_root(self.root, plan.destination, directory=stat.S_ISDIR(os.stat(part).st_mode))
+            ) as target,
+        ):
+            self._check_procfs(target, plan, -1)
+            self._set_propagation(part, plan)
+            k.move_mount(part, target)
 
     def _exists(self, path: str) -> bool:
         """A tmpfs takes the mode of what it covers; where the image has nothing, everybody may write (as in runc)."""
@@ -460,6 +487,13 @@ def write_procfs(proc: int, path: str, value: str) -> None:
         os.close(fd)
 
 
+def taken_subpath(plan: MountPlan) -> str:
+    """The value of a mount's option ``subpath=``, which the kernel does not know; empty if there is none."""
+    value = next((value for key, value in plan.data if key == "subpath"), None) or ""
+    plan.data = [item for item in plan.data if item[0] != "subpath"]
+    return value
+
+
 def open_bind(plan: MountPlan) -> int:
     """A detached copy of a bind mount's source.
 
@@ -467,8 +501,7 @@ def open_bind(plan: MountPlan) -> int:
     below ``/proc/<pid>/root`` lies in that process's mount namespace.
     """
     flags = k.OPEN_TREE_CLONE | (k.AT_RECURSIVE if plan.recursive else 0)
-    subpath = next((value for key, value in plan.data if key == "subpath"), None)
-    if subpath:
+    if subpath := taken_subpath(plan):
         with (
             _closing(os.open(plan.source, _PATH | os.O_DIRECTORY)) as top,
             _closing(k.openat2(top, subpath, _PATH, resolve=k.RESOLVE_BENEATH | k.RESOLVE_NO_MAGICLINKS)) as found,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -101,3 +102,27 @@ def test_missing_bind_sources_are_made_for_v_and_not_for_mount(daemon: Daemon) -
     source = daemon.folder / "made-by-v"
     run(daemon, "-v", f"{source}:/x", "busybox", "true")
     assert source.is_dir()
+
+
+def test_a_part_of_an_image_of_several_layers(daemon: Daemon) -> None:
+    steps = "RUN mkdir -p /a/b && echo one >/a/b/f\nRUN echo two >/a/g && ln -s /etc /a/out && ln -s b /a/in"
+    daemon.docker("build", "-t", "parts", "-", input=f"FROM busybox\n{steps}\n".encode())
+
+    def mount(subpath: str, *command: str) -> Any:
+        option = f"type=image,src=parts,dst=/i,image-subpath={subpath}"
+        return daemon.docker("run", "--rm", "--mount", option, "busybox", *command, check=False)
+
+    assert mount("a", "cat", "/i/b/f", "/i/g").stdout == "one\ntwo\n"
+    assert mount("a/g", "cat", "/i").stdout == "two\n"
+    assert mount("a/in", "cat", "/i/f").stdout == "one\n"
+    assert "Read-only file system" in mount("a", "touch", "/i/x").stderr
+    for subpath, words in (("a/out", "cross-device link"), ("a/none", "no such file or directory")):
+        assert words in mount(subpath, "ls", "/i").stderr
+
+
+def test_an_image_that_is_mounted_is_in_use(daemon: Daemon) -> None:
+    daemon.docker("build", "-t", "mounted", "-", input=b"FROM busybox\nRUN echo one >/f\n")
+    daemon.docker("create", "--name", "c1", "--mount", "type=image,src=mounted,dst=/i", "busybox", "cat", "/i/f")
+    assert "is using its referenced image" in daemon.docker("image", "rm", "mounted", check=False).stderr
+    assert daemon.out("image", "rm", "-f", "mounted") == "Untagged: mounted:latest"
+    assert daemon.out("start", "-a", "c1") == "one"
