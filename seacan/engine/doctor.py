@@ -321,15 +321,18 @@ def _security(options: EngineOptions) -> Iterator[Finding]:
     else:
         actions = _read("/proc/sys/kernel/seccomp/actions_avail")
         yield Finding("security", "seccomp", "ok", f"actions: {actions}")
-    for name, supported in (("AppArmor", apparmor.supported()), ("SELinux", selinux.supported())):
-        if supported:
+    if apparmor.supported() and not apparmor.obtainable():
+        why = "enabled, but containers go without: apparmor_parser is missing"
+        yield Finding("security", "AppArmor", "limited", why, "apt-get install apparmor")
+    for name, usable in (("AppArmor", apparmor.obtainable()), ("SELinux", selinux.supported())):
+        if usable:
             yield Finding("security", name, "ok", "enabled")
     if not apparmor.supported() and not selinux.supported():
         yield Finding(
             "security",
             "mandatory access control",
             "limited",
-            "neither AppArmor nor SELinux is enabled: labels and profiles are refused",
+            "neither AppArmor nor SELinux is enabled: profiles and labels have no effect",
             "boot with lsm=apparmor (Debian, Ubuntu) or selinux (Fedora, RHEL)",
         )
     try:

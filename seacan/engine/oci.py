@@ -180,11 +180,14 @@ def seen(rootfs: Rootfs, record: Record, options: EngineOptions, mapping: IDMapp
 
 
 def apparmor_profile(record: Record, options: EngineOptions) -> str:
-    """The AppArmor profile that a container is confined by; empty where the host has no AppArmor."""
+    """The AppArmor profile that a container is confined by; empty where the host has no AppArmor, or nothing to load
+    the default one with."""
     if not apparmor.supported():
         return ""
     chosen = security_of(record, options).apparmor
-    return chosen or (apparmor.UNCONFINED if record.host_config.privileged else apparmor.DEFAULT)
+    if chosen or record.host_config.privileged:
+        return chosen or apparmor.UNCONFINED
+    return apparmor.DEFAULT if apparmor.obtainable() else ""
 
 
 # --- the process ---------------------------------------------------------------------------------------------------

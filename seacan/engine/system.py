@@ -14,6 +14,7 @@ import msgspec
 
 from seacan.engine.host import host
 from seacan.engine.listing import listing
+from seacan.engine.profiles import apparmor
 from seacan.engine.times import rfc3339
 from seacan.engine.verify import BUILTIN_RUNTIMES
 from seacan.engine.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, VERSION, dotted
@@ -99,7 +100,7 @@ async def info(engine: Engine) -> dict[str, Any]:
     security = ["name=seccomp,profile=builtin"] if machine.seccomp else []
     if options.seccomp_profile not in ("", "builtin"):
         security = [f"name=seccomp,profile={options.seccomp_profile}"]
-    security += ["name=apparmor"] if machine.apparmor else []
+    security += ["name=apparmor"] if apparmor.obtainable() else []
     security += ["name=selinux"] if machine.selinux and options.selinux_enabled else []
     security += ["name=userns"] if options.userns_remap else []
     security += ["name=cgroupns"] if machine.cgroup_version == 2 else []
@@ -200,6 +201,8 @@ def _warnings(engine: Engine) -> list[str]:
     warnings = list(machine.warnings)
     if engine.options.bridge != "none" and not machine.ipv4_forwarding:
         warnings.append("WARNING: IPv4 forwarding is disabled")
+    if machine.apparmor and not apparmor.obtainable():
+        warnings.append("WARNING: AppArmor is enabled, but containers go without: apparmor_parser is not installed")
     warnings += network_doctor.warnings()
     for listener in engine.options.hosts:
         if listener.startswith("tcp://") and not engine.options.tls:

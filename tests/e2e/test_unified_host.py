@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ begin
 docker load -qi {image} || {{ cat /tmp/daemon.log; exit 1; }}
 say hello 'docker run --rm busybox echo hi'
 say version 'docker info --format "{{{{.CgroupVersion}}}} {{{{.CgroupDriver}}}}"'
+say warned 'docker info --format "{{{{.Warnings}}}} {{{{.SecurityOptions}}}}"'
 say memory 'docker run --rm --memory 64m --memory-swap 64m busybox \
     sh -c "cd /sys/fs/cgroup; cat memory.max memory.swap.max"'
 say pids 'docker run --rm --pids-limit 17 busybox cat /sys/fs/cgroup/pids.max'
@@ -101,6 +103,13 @@ def test_containers_run(said: dict[str, str]) -> None:
     assert said["version"] == "2 cgroupfs"
     assert said["exec"] == "executed"
     assert said["network"] == "1"
+
+
+@pytest.mark.skipif(shutil.which("apparmor_parser") is not None, reason="the machine has an apparmor_parser")
+def test_a_host_that_cannot_load_a_profile_says_so(said: dict[str, str]) -> None:
+    """Debian's kernel has AppArmor switched on; what loads profiles is a package that need not be there."""
+    assert "AppArmor is enabled, but containers go without: apparmor_parser is not installed" in said["warned"]
+    assert "name=apparmor" not in said["warned"]
 
 
 def test_limits_are_written(said: dict[str, str]) -> None:

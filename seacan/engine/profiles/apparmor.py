@@ -57,6 +57,17 @@ def supported() -> bool:
     return os.access(_PROFILES, os.R_OK)
 
 
+def parser() -> str | None:
+    """The program that loads profiles."""
+    return shutil.which("apparmor_parser") or shutil.which("/sbin/apparmor_parser")
+
+
+def obtainable() -> bool:
+    """Whether containers can get the default profile: without a parser, as dockerd, they go without, unless somebody
+    has loaded it; ``docker info`` warns of it."""
+    return supported() and (parser() is not None or loaded(DEFAULT))
+
+
 def loaded(name: str) -> bool:
     with open(_PROFILES) as profiles:
         return any(line.partition(" (")[0] == name for line in profiles)
@@ -70,16 +81,16 @@ def ensure_default() -> None:
     """
     if loaded(DEFAULT):
         return
-    parser = shutil.which("apparmor_parser") or shutil.which("/sbin/apparmor_parser")
-    if parser is None:
+    program = parser()
+    if program is None:
         raise System(
             f"AppArmor enabled on system but the {DEFAULT} profile could not be loaded: apparmor_parser is missing"
         )
     run = subprocess.run(
-        [parser, "-Kr"], input=_TEXT.format(name=DEFAULT), text=True, capture_output=True, timeout=30, check=False
+        [program, "-Kr"], input=_TEXT.format(name=DEFAULT), text=True, capture_output=True, timeout=30, check=False
     )
     if run.returncode:
         raise System(
             f"AppArmor enabled on system but the {DEFAULT} profile could not be loaded: "
-            f"running '{parser} -Kr' failed with output: {run.stdout}{run.stderr}"
+            f"running '{program} -Kr' failed with output: {run.stdout}{run.stderr}"
         )
