@@ -388,7 +388,7 @@ def _disarm(proc: int, root: int, id: bytes, points: dict[bytes, tuple[bytes, bo
 def _absolute(path: str) -> str:
     """``path`` from the root, keeping a last "/" or "/." that asks for a folder's content or a link's target."""
     clean = posixpath.normpath("/" + path).replace("//", "/")
-    if path.endswith("/.") or path == ".":
+    if posixpath.basename(path.rstrip("/")) == ".":
         return clean.rstrip("/") + "/."
     if path.endswith("/") and clean != "/":
         return clean + "/"

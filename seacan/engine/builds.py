@@ -238,6 +238,7 @@ class Builds:
             ]
             document = await self.document(outcome, layers, diff_ids, history=history, inline=inline)
             image = images.register(document, blobs)
+            images.log_event("create", image.id, image.id)
             for reference in wanted:
                 images.add_tag(image.id, reference)
                 images.log_event("tag", image.id, reference.with_default_tag().familiar)
@@ -710,7 +711,8 @@ class EngineSandboxes:
             cpuset_mems=limits.cpuset_mems,
             cgroup_parent=operation.cgroup_parent,
             ipc_mode="private",
-            cgroupns_mode="private" if self._engine.cgroup_v2 else "host",
+            cgroupns_mode=self._engine.options.default_cgroupns_mode
+            or ("private" if self._engine.cgroup_v2 else "host"),
         )
         config = ContainerConfig(
             hostname=operation.hostname or "buildkitsandbox",

@@ -44,7 +44,8 @@ def test_a_tree_goes_in_and_comes_out_the_same(container: Daemon, tmp_path: Path
 
 def test_the_content_of_a_folder_is_merged_into_another(container: Daemon, tmp_path: Path) -> None:
     container.docker("cp", f"{tree(tmp_path)}/.", "c1:/etc")
-    container.docker("cp", "c1:/etc/.", str(tmp_path / "etc"))
+    for dot in ("/etc/.", "/etc/./"):
+        container.docker("cp", f"c1:{dot}", str(tmp_path / "etc"))
     assert (tmp_path / "etc/folder/file").exists()
     assert (tmp_path / "etc/passwd").exists()
 

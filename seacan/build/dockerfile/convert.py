@@ -178,8 +178,10 @@ async def convert(source: bytes, options: Options, resolver: Resolver) -> Conver
     :raises DockerfileError: the Dockerfile is wrong; in BuildKit's words, with the place.
     :raises NotFound: a base image does not exist.
     """
-    if not source.strip():
+    if not source:
         raise DockerfileError("the Dockerfile cannot be empty")
+    if not source.strip():
+        raise DockerfileError("file with no instructions")
     checks = options.checks or Checks.parse(directive(source.decode("utf-8", "replace"), "check") or "")
     document = parse(source)
     for warning in document.warnings:
