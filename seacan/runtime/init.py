@@ -28,7 +28,7 @@ from seacan.runtime.channel import Channel
 from seacan.runtime.failure import SetupFailed, report, step, words
 from seacan.runtime.hooks import run_hooks
 from seacan.runtime.mounts import PROPAGATION, MountPlan
-from seacan.runtime.rootfs import RootBuilder, mount_root, open_bind
+from seacan.runtime.rootfs import MOUNTS_ON_DETACHED, RootBuilder, mount_root, open_bind
 
 if TYPE_CHECKING:
     from seacan.cgroups import Cgroup
@@ -310,9 +310,15 @@ def _build_root(plan: InitPlan, channel: Channel) -> RootBuilder:
     with step("error attaching rootfs"):
         if propagation & k.MS_SHARED:
             k.mount_setattr(root, propagation=k.MS_PRIVATE)
-        # On top of "/", which no lookup of ours crosses until pivot_root: no mount point of its own is needed.
-        k.move_mount(root, k.AT_FDCWD, "/")
-    builder = RootBuilder(root, userns=plan.userns, cgroup=plan.cgroup, cgroupns=plan.unshare_cgroup)
+        detached = MOUNTS_ON_DETACHED and not plan.no_pivot and not propagation & k.MS_SHARED
+        # Nothing below the root of a detached tree can be changed.
+        detached &= not any(one.kind == "remount" or (one.destination == "/dev" and one.readonly) for one in plan.mounts)
+        if not detached:
+            # On top of "/", which no lookup of ours crosses until pivot_root: no mount point of its own is needed.
+            k.move_mount(root, k.AT_FDCWD, "/")
+    builder = RootBuilder(
+        root, userns=plan.userns, cgroup=plan.cgroup, cgroupns=plan.unshare_cgroup, detached=detached
+    )
     readonly_dev = None
     for mount in plan.mounts:
         if mount.destination == "/dev" and mount.kind == "filesystem" and mount.readonly:

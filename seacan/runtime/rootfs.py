@@ -55,6 +55,8 @@ _EMPTY: Final = MountPlan(
 )
 _OVERLAY_FAILED: Final = "error mounting overlay to rootfs"
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
+MOUNTS_ON_DETACHED: Final = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (6, 15)
+"""Whether the kernel mounts on a tree that is attached nowhere, and copies parts of one."""
 _NULL: Final = os.makedev(1, 3)
 
 
@@ -86,10 +88,17 @@ def _with_root(ranges: Sequence[Range]) -> tuple[Range, ...]:
 
 
 class RootBuilder:
-    """The container's root while it is being made. ``root`` is the descriptor of its mount, already attached."""
+    """The container's root while it is being made.
 
-    def __init__(self, root: int, *, userns: bool, cgroup: Cgroup | None, cgroupns: bool) -> None:
+    ``root`` is the descriptor of its mount. That is attached already, on top of "/", or ``detached`` until
+    :meth:`pivot`: only where :data:`MOUNTS_ON_DETACHED`.
+    """
+
+    def __init__(
+        self, root: int, *, userns: bool, cgroup: Cgroup | None, cgroupns: bool, detached: bool = False
+    ) -> None:
         self.root = root
+        self._detached = detached
         self.proc = -1
         """The root of the procfs that we mounted ourselves: what is written to procfs goes through it, because
         /proc of the container may be made to lie (CVE-2019-16884, CVE-2025-52881)."""
@@ -251,7 +260,8 @@ class RootBuilder:
             top = MountPlan("filesystem", plan.destination, "tmpfs", "tmpfs", data=[("mode", "755")])
             top.set = plan.set & ~k.MOUNT_ATTR_RDONLY
             with _closing(mount_filesystem(top)) as tree:
-                k.move_mount(tree, target)
+                if not self._detached:  # before Linux 6.15 nothing is mounted on what is not attached
+                    k.move_mount(tree, target)
                 for hierarchy in hosts.v1:
                     name = posixpath.basename(hierarchy.directory)
                     os.mkdir(name, 0o755, dir_fd=tree)
@@ -265,6 +275,8 @@ class RootBuilder:
                                     os.symlink(name, controller, dir_fd=tree)
                 if plan.readonly:
                     k.mount_setattr(tree, set=k.MOUNT_ATTR_RDONLY)
+                if self._detached:  # and what is mounted on that cannot be changed any more
+                    k.move_mount(tree, target)
 
     def _cgroup1(self, controllers: frozenset[str], name: str, directory: str) -> int:
         if not self._cgroupns:
@@ -456,12 +468,37 @@ class RootBuilder:
     def pivot(self) -> None:
         """Make it the root of the mount namespace. The old root is below it for a moment, then gone."""
         with step("error during pivot_root"):
+            if self._detached and self._replace():
+                return
             os.fchdir(self.root)
             k.pivot_root(".", ".")
             # Now "." is the old root, on top. Slave first: the umount must not reach the host.
             k.mount("", ".", "", k.MS_SLAVE | k.MS_REC)
             k.umount2(".", k.MNT_DETACH)
             os.chdir("/")
+
+    def _replace(self) -> bool:
+        """Unmount the old root and attach ours in its place: what pivot_root comes to, without its walk over every
+        process of the host (2.3 ms with 2,400 containers). False, and ours attached on top, where the old one
+        cannot be unmounted: in a user namespace, or with nothing below it."""
+        namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            try:
+                k.umount2("/", k.MNT_DETACH)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                k.move_mount(self.root, k.AT_FDCWD, "/")
+                return False
+            if _attached("/"):
+                raise OSError(errno.EBUSY, "something is mounted over the host's root", "/")
+            k.setns(namespace, k.CLONE_NEWNS)  # to what the old root was mounted on: no path of ours leads there
+        finally:
+            os.close(namespace)
+        k.move_mount(self.root, k.AT_FDCWD, "/")
+        os.fchdir(self.root)
+        os.chroot(".")
+        return True
 
     def move_to_root(self) -> None:
         """For a root that cannot be pivoted away from (an initramfs): as runc's --no-pivot."""
@@ -635,6 +672,17 @@ class _closing:
 
     def __exit__(self, *exception: object) -> None:
         os.close(self._fd)
+
+
+def _attached(path: str) -> bool:
+    """Whether the mount that ``path`` is on is part of our mount namespace."""
+    try:
+        os.close(k.open_tree(k.AT_FDCWD, path, k.OPEN_TREE_CLONE))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
 
 
 def _link(target: str, name: str, directory: int) -> None:
