@@ -310,9 +310,7 @@ def _build_root(plan: InitPlan, channel: Channel) -> RootBuilder:
     with step("error attaching rootfs"):
         if propagation & k.MS_SHARED:
             k.mount_setattr(root, propagation=k.MS_PRIVATE)
-        detached = MOUNTS_ON_DETACHED and not plan.no_pivot and not propagation & k.MS_SHARED
-        # Nothing below the root of a detached tree can be changed.
-        detached &= not any(one.kind == "remount" or (one.destination == "/dev" and one.readonly) for one in plan.mounts)
+        detached = MOUNTS_ON_DETACHED and not propagation & k.MS_SHARED and _may_be_detached(plan)
         if not detached:
             # On top of "/", which no lookup of ours crosses until pivot_root: no mount point of its own is needed.
             k.move_mount(root, k.AT_FDCWD, "/")
@@ -338,6 +336,14 @@ def _build_root(plan: InitPlan, channel: Channel) -> RootBuilder:
         channel.expect(words_of.HOOKED)
     _run_own_hooks(plan, plan.hooks.create_container, "createContainer", "creating")
     return builder
+
+
+def _may_be_detached(plan: InitPlan) -> bool:
+    """Whether the root may be made without being attached: below that of a detached tree no mount can be changed, and
+    only pivot_root moves those who are in a joined mount namespace already."""
+    changes = any(one.kind == "remount" or (one.destination == "/dev" and one.readonly) for one in plan.mounts)
+    joined = any(kind == k.CLONE_NEWNS for _, kind in plan.joins)
+    return not (changes or joined or plan.no_pivot)
 
 
 def _run_own_hooks(plan: InitPlan, hooks: Sequence[spec.Hook], name: str, status: str) -> None:

@@ -481,6 +481,7 @@ class RootBuilder:
         """Unmount the old root and attach ours in its place: what pivot_root comes to, without its walk over every
         process of the host (2.3 ms with 2,400 containers). False, and ours attached on top, where the old one
         cannot be unmounted: in a user namespace, or with nothing below it."""
+        k.mount("", "/", "", k.MS_SLAVE | k.MS_REC)  # the umount must not reach the host
         namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
             try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from seacan.errors import InvalidParameter, RuntimeFailed
 from seacan.linux import syscalls as k
-from seacan.runtime import mounts, spec
+from seacan.runtime import mounts, rootfs, spec
 from seacan.runtime.bundle import OverlayRoot
 from tests.bundles import Bundles
 
@@ -223,6 +224,69 @@ def test_nothing_of_the_host_is_below_the_root(bundles: Bundles) -> None:
     expected = {"/", "/proc", "/dev", "/dev/pts", "/sys", "/dev/mqueue", "/dev/shm"}
     assert expected <= points
     assert all(point.startswith(("/sys/fs/cgroup", "/proc/", "/sys/firmware")) for point in points - expected)
+
+
+def in_child(work: Callable[[], str]) -> str:
+    """What ``work`` gives in a process of its own, whose namespaces and root are nobody else's."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            text = work()
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        os.write(writer, text.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def test_the_hosts_root_is_not_even_below_the_containers(bundles: Bundles) -> None:
+    container = bundles.create(bundles.spec(["sleep", "1000"]))
+    container.start()
+    namespace = os.open(f"/proc/{container.pid}/ns/mnt", os.O_RDONLY)
+    host = os.stat("/")
+
+    def uncover() -> str:
+        k.setns(namespace, k.CLONE_NEWNS)
+        k.umount2("/", k.MNT_DETACH)
+        k.setns(namespace, k.CLONE_NEWNS)
+        below = os.stat("/")
+        return "the host's root" if (below.st_dev, below.st_ino) == (host.st_dev, host.st_ino) else "not the host's"
+
+    assert in_child(uncover) == "not the host's"
+    os.close(namespace)
+    container.delete(force=True)
+
+
+def test_a_root_that_is_mounted_over_is_not_left_below() -> None:
+    def pivot() -> str:
+        k.unshare(k.CLONE_NEWNS)
+        k.mount("", "/", "", k.MS_PRIVATE | k.MS_REC)
+        k.mount("tmpfs", "/", "tmpfs", 0)
+        root = rootfs.mount_filesystem(mounts.MountPlan("filesystem", "", "tmpfs", "tmpfs"))
+        rootfs.RootBuilder(root, userns=False, cgroup=None, cgroupns=False, detached=True).pivot()
+        return "pivoted"
+
+    if not rootfs.MOUNTS_ON_DETACHED:
+        pytest.skip("this kernel goes by pivot_root")
+    assert in_child(pivot) == "SetupFailed: error during pivot_root: something is mounted over the host's root"
+
+
+def test_where_the_old_root_cannot_be_unmounted_it_is_pivoted_away_from() -> None:
+    def pivot() -> str:
+        k.unshare(k.CLONE_NEWUSER | k.CLONE_NEWNS)  # what a more privileged namespace has mounted is locked
+        for name, text in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
+            Path(f"/proc/self/{name}").write_text(text)
+        root = rootfs.mount_filesystem(mounts.MountPlan("filesystem", "", "tmpfs", "tmpfs"))
+        os.mkdir("mine", dir_fd=root)
+        rootfs.RootBuilder(root, userns=True, cgroup=None, cgroupns=False, detached=True).pivot()
+        return " ".join(os.listdir("/"))
+
+    assert in_child(pivot) == "mine"
 
 
 def test_no_mount_appears_on_the_host(bundles: Bundles) -> None:
