@@ -314,9 +314,7 @@ def _build_root(plan: InitPlan, channel: Channel) -> RootBuilder:
         if not detached:
             # On top of "/", which no lookup of ours crosses until pivot_root: no mount point of its own is needed.
             k.move_mount(root, k.AT_FDCWD, "/")
-    builder = RootBuilder(
-        root, userns=plan.userns, cgroup=plan.cgroup, cgroupns=plan.unshare_cgroup, detached=detached
-    )
+    builder = RootBuilder(root, userns=plan.userns, cgroup=plan.cgroup, cgroupns=plan.unshare_cgroup, detached=detached)
     readonly_dev = None
     for mount in plan.mounts:
         if mount.destination == "/dev" and mount.kind == "filesystem" and mount.readonly:
