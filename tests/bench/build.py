@@ -11,11 +11,10 @@ from pathlib import Path
 from statistics import median
 from uuid import uuid4
 
-from seacan.images.bootstrap import busybox_archive
-from tests.bench.measure import Row, Table, in_memory
-from tests.bench.peers import TREE, Dockerd
-from tests.bench.peers import dockerd as start_dockerd
-from tests.hosts import DOCKER, Daemon, Host, scratch
+from tests.bench.engines import engines
+from tests.bench.measure import Row, Table
+from tests.bench.peers import TREE
+from tests.hosts import DOCKER
 
 RUNS = 3
 FILES, FILE_SIZE = 20_000, 25_000
@@ -25,22 +24,7 @@ Client = Callable[..., float]
 
 
 def measure() -> list[Table]:
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(scratch("bench"))
-        archive = folder / "busybox.tar"
-        busybox_archive(archive)
-        host = Host()
-        stack.callback(host.close)
-        stack.enter_context(in_memory(folder / "ours" / "exec"))
-        ours = Daemon(folder / "ours", host).start()
-        stack.callback(ours.close)
-        ours.docker("load", "-i", str(archive))
-        peer: Dockerd | None = None
-        try:
-            peer = stack.enter_context(start_dockerd())
-            peer.docker("load", "-i", str(archive))
-        except RuntimeError as reason:
-            print(f"dockerd is not measured: {reason}")
+    with engines() as (folder, ours, peer):
         sides = [_client(folder, ours.environment())]
         if peer:
             sides.append(_client(folder, peer.environment()))

@@ -18,14 +18,13 @@ from pathlib import Path
 from seacan.engine.config import EndpointSettings, PortBinding
 from seacan.engine.database import Database
 from seacan.engine.options import EngineOptions
-from seacan.images.bootstrap import busybox_archive
 from seacan.network.links import inside
 from seacan.network.model import ContainerIdentity, PortRequest
 from seacan.network.networks import Networks
-from tests.bench.measure import API, Row, Table, in_memory
+from tests.bench.engines import engines
+from tests.bench.measure import API, Row, Table
 from tests.bench.peers import Dockerd
-from tests.bench.peers import dockerd as start_dockerd
-from tests.hosts import Daemon, Host, scratch
+from tests.hosts import Daemon, Host
 from tests.unit.network.conftest import Space, checksum
 
 RUNS = 20
@@ -102,22 +101,7 @@ elif what == "lookups":
 
 def measure() -> list[Table]:
     table = Table("Network")
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(scratch("bench-network"))
-        archive = folder / "busybox.tar"
-        busybox_archive(archive)
-        host = Host()
-        stack.callback(host.close)
-        stack.enter_context(in_memory(folder / "ours" / "exec"))
-        ours = Daemon(folder / "ours", host).start()
-        stack.callback(ours.close)
-        ours.docker("load", "-i", str(archive))
-        peer: Dockerd | None = None
-        try:
-            peer = stack.enter_context(start_dockerd())
-            peer.docker("load", "-i", str(archive))
-        except RuntimeError as reason:
-            print(f"dockerd is not measured: {reason}")
+    with engines() as (folder, ours, peer):
         table.rows += _starts(ours, peer)
         table.rows += _lookups(ours, peer)
         table.rows += _packets(folder)

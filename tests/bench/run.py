@@ -9,32 +9,16 @@ import subprocess
 import time
 from pathlib import Path
 
-from seacan.images.bootstrap import busybox_archive
-from tests.bench.measure import API, Row, Table, alternate, in_memory, private_kib, resident_kib
+from tests.bench.engines import engines
+from tests.bench.measure import API, Row, Table, alternate, private_kib, resident_kib
 from tests.bench.peers import Dockerd, Peer, answers, missing
-from tests.bench.peers import dockerd as start_dockerd
-from tests.hosts import DOCKER, Daemon, Host, scratch
+from tests.hosts import DOCKER, Daemon
 
 RUNS = 20
 
 
 def measure() -> list[Table]:
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(scratch("bench"))
-        archive = folder / "busybox.tar"
-        busybox_archive(archive)
-        host = Host()
-        stack.callback(host.close)
-        stack.enter_context(in_memory(folder / "ours" / "exec"))
-        ours = Daemon(folder / "ours", host).start()
-        stack.callback(ours.close)
-        ours.docker("load", "-i", str(archive))
-        peer: Dockerd | None = None
-        try:
-            peer = stack.enter_context(start_dockerd())
-            peer.docker("load", "-i", str(archive))
-        except RuntimeError as reason:
-            print(f"dockerd is not measured: {reason}")
+    with engines() as (folder, ours, peer), contextlib.ExitStack() as stack:
         table = Table("Run")
         table.rows += _cli(ours, peer)
         table.rows += _api(ours, peer, _crun(stack, folder / "crun"))
