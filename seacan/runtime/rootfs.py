@@ -171,17 +171,20 @@ class RootBuilder:
     def _mount_part(self, plan: MountPlan, subpath: str) -> None:
         """Mount what a filesystem has at ``subpath``.
 
-        It lies over the root for a moment: the kernel copies only what is mounted.
+        Before Linux 6.15 it lies over the root for a moment: the kernel copied only what is attached.
         """
         with (
             _closing(mount_filesystem(plan)) as tree,
             _closing(k.openat2(tree, subpath, _PATH, resolve=k.RESOLVE_BENEATH | k.RESOLVE_NO_MAGICLINKS)) as found,
         ):
-            k.move_mount(tree, self.root)
-            try:
+            if self._detached:
                 part = k.open_tree(found, "", k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH)
-            finally:
-                k.umount2(f"/proc/self/fd/{tree}", k.MNT_DETACH)
+            else:
+                k.move_mount(tree, self.root)
+                try:
+                    part = k.open_tree(found, "", k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH)
+                finally:
+                    k.umount2(f"/proc/self/fd/{tree}", k.MNT_DETACH)
         with (
             _closing(part),
             _closing(
