@@ -265,7 +265,7 @@ class Daemon:
                     self.clear()
             self.stop()
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _remove(self.folder)
             for parent in cgroup_folders(self.cgroup_parent):
                 for path in sorted(parent.rglob("*"), key=lambda p: -len(p.parts)):
                     if path.is_dir():
@@ -302,6 +302,13 @@ def cgroup_folders(parent: str) -> list[Path]:
     return found
 
 
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:  # a test of deep trees has failed
+        subprocess.run(["rm", "-rf", str(folder)], check=False)
+
+
 @contextlib.contextmanager
 def scratch(name: str) -> Iterator[Path]:
     """A folder on a disk that overlay can use as upper (never tmpfs-on-overlay), removed at the end."""
@@ -311,7 +318,4 @@ def scratch(name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-        except RecursionError:  # a test of deep trees has failed
-            subprocess.run(["rm", "-rf", str(folder)], check=False)
+        _remove(folder)

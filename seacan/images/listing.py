@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -312,7 +313,8 @@ def prune(images: Images, filters: Filters | None = None) -> tuple[list[Removal]
         if images.is_held(id) or any(True for member in images.relatives(id) for _ in images.users(member)):
             # Who uses it needs one name of it.
             for name in sorted(names, key=str)[:-1] if not dangling else ():
-                removals.extend(images.remove(str(name), force=False, prune=True))
+                with contextlib.suppress(Conflict):
+                    removals.extend(images.remove(str(name), force=False, prune=True))
             continue
         if dangling and (any(name.tag for name in names) or images.children(id)):
             continue

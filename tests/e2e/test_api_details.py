@@ -50,6 +50,7 @@ def test_credentials_that_are_null_are_none(daemon: Daemon) -> None:
     sent = {"Content_Type": "application/x-tar", "X_Registry_Config": "bnVsbA=="}
     status, told = ask(daemon, "POST", "/build?q=1", tree, **sent)
     assert (status, "sha256:" in str(told)) == (200, True), told
+    daemon.docker("image", "prune", "-f")
 
 
 def test_a_link_names_a_container_by_two_parts(daemon: Daemon) -> None:
@@ -117,6 +118,8 @@ def test_commit_expands_variables(daemon: Daemon) -> None:
     config = json.loads(daemon.out("image", "inspect", made))[0]["Config"]
     assert {"A=11", "B=$A"} <= set(config["Env"])
     assert config["Labels"] == {"l": "11"}
+    daemon.docker("rm", id)
+    daemon.docker("image", "rm", made)
 
 
 def test_what_only_old_clients_read_of_the_info(daemon: Daemon) -> None:

@@ -206,7 +206,9 @@ def test_an_ipv6_address_anywhere_in_a_large_subnet(daemon: Daemon) -> None:
     assert "fd00:8:0:aa:a8bb:ccff:fe00:1/56" in daemon.out(*run, "ip", "-6", "addr", "show", "eth0")
 
 
-def test_without_a_default_bridge_containers_have_loopback_alone(new_daemon: Callable[..., Daemon]) -> None:
-    daemon = new_daemon("--bridge=none")
+def test_without_a_default_bridge_containers_have_loopback_alone(
+    new_daemon: Callable[..., Daemon], new_host: Callable[..., Host]
+) -> None:
+    daemon = new_daemon("--bridge=none", on=new_host())
     for network in ((), ("--network", "bridge")):
         assert daemon.out("run", "--rm", *network, "busybox", "ls", "/sys/class/net") == "lo"

@@ -474,6 +474,7 @@ def test_a_deep_context_is_built_and_an_interrupted_build_ends(seacan: Seacan, d
     client = subprocess.Popen(
         [sys.executable, "-m", "seacan.cli.main", "build", "--progress=plain", str(tmp_path)],
         env={**daemon.environment(), "PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background has it ignored
     )  # fmt: skip
     assert client.stderr is not None
     for line in client.stderr:

@@ -118,6 +118,7 @@ def test_a_part_of_an_image_of_several_layers(daemon: Daemon) -> None:
     assert "Read-only file system" in mount("a", "touch", "/i/x").stderr
     for subpath, words in (("a/out", "cross-device link"), ("a/none", "no such file or directory")):
         assert words in mount(subpath, "ls", "/i").stderr
+    daemon.docker("image", "rm", "parts")
 
 
 def test_an_image_that_is_mounted_is_in_use(daemon: Daemon) -> None:
@@ -126,3 +127,5 @@ def test_an_image_that_is_mounted_is_in_use(daemon: Daemon) -> None:
     assert "is using its referenced image" in daemon.docker("image", "rm", "mounted", check=False).stderr
     assert daemon.out("image", "rm", "-f", "mounted") == "Untagged: mounted:latest"
     assert daemon.out("start", "-a", "c1") == "one"
+    daemon.docker("rm", "c1")
+    daemon.docker("image", "prune", "-f")
