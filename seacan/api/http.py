@@ -46,11 +46,13 @@ def no_content() -> web.Response:
 async def read_json(request: web.Request, model: type[T]) -> T:
     """The request's JSON body as a Struct; null and the case of names are treated as Go does.
 
+    A request without a body is one with nothing in it, unless it announced one.
+
     Raises:
-        InvalidParameter: wrong content type, no body, not JSON, or a value of the wrong type.
+        InvalidParameter: wrong content type, not JSON, or a value of the wrong type.
     """
     check_json(request)
-    return config.decode(await request.read(), model)
+    return config.decode(await request.read() if request.can_read_body else b"{}", model)
 
 
 async def read_optional_json(request: web.Request, model: type[T]) -> T | None:
@@ -98,7 +100,7 @@ def query_filters(request: web.Request) -> dict[str, list[str]]:
     try:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise InvalidParameter(f"invalid filter: {error}") from error
+        raise InvalidParameter("invalid filter") from error
     if not isinstance(value, dict):
         raise InvalidParameter("invalid filter")
     filters: dict[str, list[str]] = {}

@@ -10,15 +10,14 @@ from seacan.api.http import (
     api_version,
     json_response,
     no_content,
-    query_bool,
     query_filters,
     read_json,
 )
 from seacan.engine import connections
 from seacan.engine.config import EndpointSettings, Model, PortBinding
 from seacan.engine.times import rfc3339
-from seacan.errors import InvalidParameter
-from seacan.network.creation import NetworkCreateRequest
+from seacan.errors import InvalidParameter, NotFound
+from seacan.network.creation import BOOLEANS, NetworkCreateRequest
 from seacan.network.model import NetworkSpec
 
 if TYPE_CHECKING:
@@ -98,8 +97,15 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         )
 
     async def inspect(request: web.Request) -> web.StreamResponse:
-        query_bool(request, "verbose")
-        spec = engine.networks.get(request.match_info["id"])
+        verbose = request.query.get("verbose", "")
+        if verbose not in ("", *BOOLEANS):
+            raise InvalidParameter(
+                f'invalid value for verbose: {verbose}: strconv.ParseBool: parsing "{verbose}": invalid syntax'
+            )
+        reference, scope = request.match_info["id"], request.query.get("scope", "")
+        spec = engine.networks.get(reference)
+        if scope not in ("", spec.scope):
+            raise NotFound(f"network {reference} not found")
         return json_response(describe(engine, spec, containers=True))
 
     async def create(request: web.Request) -> web.StreamResponse:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from seacan.engine.config import EndpointSettings, PortBinding
-from seacan.errors import Conflict, Forbidden, InvalidParameter, NotFound, SeacanError, System
+from seacan.errors import Conflict, InvalidParameter, NotFound, SeacanError, System
 from seacan.network.creation import NetworkCreateRequest
 from seacan.network.model import NetworkSpec, PublishedPort
 
@@ -196,22 +196,21 @@ def _connect_later(engine: Engine, target: Container, network: str, asked: Endpo
     if spec is not None:
         name = spec.name
         engine.networks.check_settings(spec, asked)
-        others = [engine.networks.find(other) for other in target.record.networks]
+        recorded = [engine.networks.find(other) for other in target.record.networks]
+        others = [other for other in recorded if other is not None and other.id != spec.id]
         if spec.driver == "host":
             raise InvalidParameter(
                 "cannot connect container to host network - container must be created in host network mode"
             )
-        if spec.driver == "null" or any(other is not None and other.driver == "null" for other in others):
+        if spec.driver == "null" or any(other.driver == "null" for other in others):
             raise InvalidParameter(
                 "container cannot be connected to multiple networks with one of the networks in private (none) mode"
             )
-        if any(other is not None and other.driver == "host" for other in others):
+        if any(other.driver == "host" for other in others):
             raise InvalidParameter(
                 "container sharing network namespace with another container or host cannot be connected to any other "
                 "network"
             )
-        if any(other is not None and other.id == spec.id for other in others):
-            raise Forbidden(f"endpoint with name {target.name} already exists in network {spec.name}")
     target.record.networks[name] = asked
     engine.containers.save(target)
 
@@ -225,7 +224,7 @@ async def disconnect(engine: Engine, network: str, container: str, *, force: boo
     try:
         target = engine.containers.get(container)
     except NotFound as error:
-        if force:
+        if force and engine.networks.get(network):
             raise NotFound(f"endpoint {container} not found") from error
         raise
     async with target.lock:

@@ -333,7 +333,7 @@ class Containers:
         mode = host_config.network_mode
         wanted = dict((networking.endpoints_config if networking else None) or {})
         if mode.startswith("container:"):
-            if wanted:
+            if any(not name.startswith("container:") for name in wanted):
                 raise InvalidParameter("conflicting options: cannot attach both a container's and another network")
             return {}
         if "default" in wanted:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from seacan.engine.config import Model
-from seacan.errors import Forbidden, InvalidParameter, NotFound, Unsupported
+from seacan.errors import Forbidden, InvalidParameter, NotFound, System, Unsupported
 from seacan.linux.rtnetlink import IPVLAN_FLAGS, IPVLAN_MODES, MACVLAN_MODES
 from seacan.network import ipam
 from seacan.network.model import (
     BRIDGE_NAME,
     GATEWAY_MODE_IPV4,
     GATEWAY_MODE_IPV6,
+    HOST_BINDING_IPV4,
     IPV6_MIN_MTU,
     IPVLAN_FLAG,
     IPVLAN_MODE,
@@ -26,6 +27,7 @@ from seacan.network.model import (
     MTU,
     PARENT,
     PREDEFINED,
+    IPAddress,
     IPAMPool,
     IPNetwork,
     NetworkSpec,
@@ -43,7 +45,14 @@ _BOOLEANS = (
     "com.docker.network.enable_ipv4",
     "com.docker.network.enable_ipv6",
 )
-_TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
+_ADDRESSES: tuple[tuple[str, type[IPAddress] | tuple[type[IPAddress], ...]], ...] = (
+    (HOST_BINDING_IPV4, (ipaddress.IPv4Address, ipaddress.IPv6Address)),
+    ("com.docker.network.host_ipv4", ipaddress.IPv4Address),
+    ("com.docker.network.host_ipv6", ipaddress.IPv6Address),
+)
+_TRUE = ("1", "t", "T", "TRUE", "true", "True")
+BOOLEANS = (*_TRUE, "0", "f", "F", "FALSE", "false", "False")
+"""What Go's strconv.ParseBool takes."""
 
 
 class IPAMConfig(Model):
@@ -114,11 +123,11 @@ def specify(
             'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to '
             "swarm and try again."
         )
-    elif driver in ("host", "null", "none"):
-        raise Forbidden(f'only one instance of "{"host" if driver == "host" else "null"}" network is allowed')
+    elif driver in ("host", "null"):
+        raise Forbidden(f'only one instance of "{driver}" network is allowed')
     elif driver not in DRIVERS:
         raise NotFound(f'plugin "{driver}" not found')
-    if request.scope not in ("", "local", "global"):
+    if request.scope == "swarm":
         raise Forbidden("cannot create a swarm scoped network when swarm is not active")
     if request.ingress:
         raise Forbidden("Ingress network can only be global scope network")
@@ -133,10 +142,8 @@ def specify(
     wanted = request.ipam or IPAM()
     labels = dict(request.labels or {})
     if request.config_from is not None and request.config_from.network:
-        if template is None:
+        if template is None or not template.config_only:
             raise NotFound(f'configuration network "{request.config_from.network}" does not exist')
-        if not template.config_only:
-            raise NotFound(f'configuration network "{request.config_from.network}" not found')
         if wanted.config or options or labels or request.enable_ipv6:
             raise Forbidden(
                 "user specified configurations are not supported if the network depends on a configuration network"
@@ -156,7 +163,9 @@ def specify(
         )
         options, labels, ipv4, ipv6 = dict(template.options), dict(template.labels), template.ipv4, template.ipv6
     if wanted.driver not in ("", "default", "null"):
-        raise InvalidParameter(f'invalid ipam driver: "{wanted.driver}"')
+        raise NotFound(f'plugin "{wanted.driver}" not found')
+    if wanted.driver == "null" and driver in ("bridge", "routed"):
+        raise InvalidParameter(f"ipv{4 if ipv4 else 6} pool is empty")
     if not ipv4 and not ipv6 and not request.config_only and driver in ("bridge", "routed"):
         raise InvalidParameter("IPv4 or IPv6 must be enabled")
     if not request.config_only:
@@ -206,7 +215,7 @@ def _family(options: dict[str, str], option: str, wanted: bool | None, default: 
     value = options.get(option)
     if value is None:
         return default
-    if value not in _TRUE + _FALSE:
+    if value not in BOOLEANS:
         raise InvalidParameter(f'driver-opt "{option}" is not a valid bool')
     return value in _TRUE
 
@@ -214,7 +223,7 @@ def _family(options: dict[str, str], option: str, wanted: bool | None, default: 
 def _check_options(driver: str, options: Mapping[str, str], *, internal: bool) -> None:
     for name in _BOOLEANS:
         value = options.get(name)
-        if value and value not in _TRUE + _FALSE:
+        if value and value not in BOOLEANS:
             raise InvalidParameter(
                 f'failed to parse {name} value: {value} (strconv.ParseBool: parsing "{value}": invalid syntax)'
             )
@@ -234,12 +243,15 @@ def _check_options(driver: str, options: Mapping[str, str], *, internal: bool) -
     bridge = options.get(BRIDGE_NAME, "")
     if len(bridge.encode()) > 15 or "/" in bridge or any(char.isspace() for char in bridge):
         raise InvalidParameter(f"invalid bridge name: {bridge}")
-    for name in ("com.docker.network.host_ipv4", "com.docker.network.host_ipv6"):
-        if options.get(name):
-            try:
-                ipaddress.ip_address(options[name])
-            except ValueError as error:
-                raise InvalidParameter(f"invalid host address {options[name]} in option {name}") from error
+    for name, kinds in _ADDRESSES:
+        if (value := options.get(name)) is None:
+            continue
+        try:
+            address = ipaddress.ip_address(value)
+        except ValueError as error:
+            raise InvalidParameter(f"failed to parse {name} value: {value} (nil ip)") from error
+        if not isinstance(address, kinds):
+            raise InvalidParameter(f"failed to parse {name} value: {value} (not an address of that IP version)")
     if driver == "macvlan":
         mode = options.get(MACVLAN_MODE) or "bridge"
         if mode not in MACVLAN_MODES:
@@ -281,6 +293,7 @@ def _complete(spec: NetworkSpec, pools: Sequence[IPAMPool], choose: Callable[[in
         for pool in given:
             if not pool.gateway and _has_gateway(spec, version):
                 pool = msgspec.structs.replace(pool, gateway=_first_address(pool))
+            _refuse_taken(pool)
             result.append(pool)
     return result
 
@@ -292,17 +305,35 @@ def _has_gateway(spec: NetworkSpec, version: int) -> bool:
 
 
 def _first_address(pool: IPAMPool) -> str:
-    """What dockerd takes as gateway: the first address of the range (of the subnet, without one) that is free."""
-    subnet = ipaddress.ip_network(pool.subnet)
-    within = ipaddress.ip_network(pool.ip_range) if pool.ip_range else subnet
-    taken = set(pool.auxiliary.values())
-    if subnet.num_addresses > 2:
-        taken.add(str(subnet.network_address))
-    for offset in range(min(within.num_addresses, len(taken) + 1)):
-        candidate = str(within.network_address + offset)
-        if candidate not in taken:
-            return candidate
-    raise InvalidParameter(f"no available addresses in subnet {pool.subnet} for its gateway")
+    """What dockerd takes as gateway: the first address of the range (of the subnet, without one) that can be had."""
+    within = ipaddress.ip_network(pool.ip_range or pool.subnet)
+    first = within.network_address
+    if first in _unusable(ipaddress.ip_network(pool.subnet)):
+        first += 1
+    if first not in within:
+        raise InvalidParameter(f"no available addresses in subnet {pool.subnet} for its gateway")
+    return str(first)
+
+
+def _unusable(subnet: IPNetwork) -> set[IPAddress]:
+    """The addresses that are nobody's: a network's own, and for IPv4 the broadcast address."""
+    if subnet.num_addresses <= 2:
+        return set()
+    return {subnet.network_address, *([subnet.broadcast_address] if subnet.version == 4 else [])}
+
+
+def _refuse_taken(pool: IPAMPool) -> None:
+    taken = _unusable(ipaddress.ip_network(pool.subnet))
+    if pool.gateway:
+        gateway = ipaddress.ip_address(pool.gateway)
+        if gateway in taken:
+            raise System(f"failed to allocate gateway ({pool.gateway}): Address already in use")
+        taken.add(gateway)
+    for name, text in pool.auxiliary.items():
+        address = ipaddress.ip_address(text)
+        if address in taken:
+            raise System(f"failed to allocate secondary ip address ({name}:{text}): Address already in use")
+        taken.add(address)
 
 
 def validate_ipam(wanted: IPAM | None, ipv6: bool) -> None:

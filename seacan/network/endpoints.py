@@ -213,36 +213,49 @@ def split_link(link: str) -> tuple[str, str]:
     return name, alias or name
 
 
-def static_address(spec: NetworkSpec, version: int, text: str) -> IPAddress:
-    """The address asked for, if the network can have it.
+def check_settings(spec: NetworkSpec, asked: EndpointSettings) -> None:
+    """Find out what can be wrong with a container's wishes in a network.
 
     Raises:
-        InvalidParameter: in dockerd's words.
+        InvalidParameter: every fault, as dockerd lists them.
     """
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError as error:
-        raise InvalidParameter(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}") from error
-    if address.version != version:
-        raise InvalidParameter(f"invalid endpoint settings:\ninvalid IPv{version} address: {text}")
-    if not any(address in ipaddress.ip_network(pool.subnet) for pool in spec.pools_of(version)):
-        raise InvalidParameter(
-            f"invalid endpoint settings:\nno configured subnet or ip-range contain the IP address {text}"
-        )
-    return address
-
-
-def refuse_on_predefined(asked: EndpointSettings) -> None:
-    """Refuse what only user-defined networks offer."""
+    wanted = asked.ipam_config
     faults = []
-    if asked.ipam_config and (asked.ipam_config.ipv4_address or asked.ipam_config.ipv6_address):
+    addresses = {4: wanted.ipv4_address, 6: wanted.ipv6_address} if wanted else {}
+    if spec.predefined and any(addresses.values()):
         faults.append("user specified IP address is supported on user defined networks only")
-    if asked.aliases:
+    if spec.predefined and asked.aliases:
         faults.append("network-scoped alias is supported only for containers in user defined networks")
+    parsed = {version: _address(text, version) for version, text in addresses.items() if text}
+    faults += [f"invalid IPv{version} address: {addresses[version]}" for version in parsed if parsed[version] is None]
+    for text in (wanted.link_local_ips if wanted else None) or []:
+        local = _address(text, 4) or _address(text, 6)
+        if local is None or not local.is_link_local:
+            faults.append(f"invalid link-local IP address: {text}")
+    for version, address in parsed.items():
+        pools = [] if spec.predefined else spec.pools_of(version)
+        if not pools:
+            faults.append(
+                "user specified IP address is supported only when connecting to networks with user configured subnets"
+            )
+        elif address is None or not any(address in ipaddress.ip_network(pool.subnet) for pool in pools):
+            faults.append(f"no configured subnet or ip-range contain the IP address {addresses[version]}")
     if len(faults) == 1:
         raise InvalidParameter(f"invalid endpoint settings:\n{faults[0]}")
     if faults:
         raise InvalidParameter("invalid endpoint settings:\n" + "\n".join(f"* {fault}" for fault in faults))
+    check_options(asked.driver_opts or {})
+    mac(asked.mac_address)
+    if asked.mac_address and spec.driver == "ipvlan":
+        raise InvalidParameter("ipvlan interfaces do not support custom mac address assignment")
+
+
+def _address(text: str, version: int) -> IPAddress | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return address if address.version == version else None
 
 
 def check_options(options: Mapping[str, str]) -> None:

@@ -212,8 +212,10 @@ class Links:
             self._make_parent(name)
             return
         base, dot, vlan = name.rpartition(".")
-        if not dot or not vlan.isdecimal():
-            raise NotFound(f"-o parent interface was not found on the host: {name}")
+        if not dot:
+            raise NotFound(f"invalid subinterface vlan name {name}, example formatting is eth0.10")
+        if not vlan.isdecimal():
+            raise NotFound(f"unable to parse a valid vlan id from: {vlan} (ex. eth0.10 for vlan 10)")
         parent = rt.link(self.socket, base)
         if parent is None:
             raise NotFound(f"-o parent interface was not found on the host: {base}")

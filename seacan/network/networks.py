@@ -419,18 +419,7 @@ class Networks:
         Raises:
             InvalidParameter: in dockerd's words.
         """
-        if spec.predefined:
-            endpoints_.refuse_on_predefined(asked)
-        endpoints_.check_options(asked.driver_opts or {})
-        if asked.mac_address:
-            endpoints_.mac(asked.mac_address)
-            if spec.driver == "ipvlan":
-                raise InvalidParameter("ipvlan interfaces do not support custom mac address assignment")
-        for version in (4, 6):
-            wanted = asked.ipam_config
-            text = (wanted.ipv4_address if version == 4 else wanted.ipv6_address) if wanted else ""
-            if text:
-                endpoints_.static_address(spec, version, text)
+        endpoints_.check_settings(spec, asked)
 
     def endpoints_in(self, network: str) -> list[Endpoint]:
         """The endpoints in the network with that id."""
@@ -449,6 +438,7 @@ class Networks:
         """
         if creation.is_predefined(request.name):
             raise Forbidden(f"operation is not permitted on predefined {request.name} network")
+        creation.validate_ipam(request.ipam, bool(request.enable_ipv6))
         async with self._creating:
             if request.name in self._names:
                 raise Conflict(f"network with name {request.name} already exists")
@@ -747,8 +737,7 @@ class Networks:
         container = attachment.identity
         wanted = asked.ipam_config
         user_defined = not spec.predefined
-        if not user_defined:
-            endpoints_.refuse_on_predefined(asked)
+        endpoints_.check_settings(spec, asked)
         options = dict(asked.driver_opts or {})
         id = secrets.token_hex(32)
         endpoint = Endpoint(
@@ -771,7 +760,6 @@ class Networks:
         )
         if spec.driver in ("host", "null"):
             return endpoint
-        endpoints_.check_options(options)
         addresses = {
             version: self._address(spec, version, text, id) if version == 4 or container.ipv6 else ""
             for version, text in (
@@ -779,15 +767,7 @@ class Networks:
                 (6, wanted.ipv6_address if wanted else ""),
             )
         }
-        link_local = []
-        for text in (wanted.link_local_ips if wanted else None) or []:
-            try:
-                address = ipaddress.ip_address(text)
-            except ValueError as error:
-                raise InvalidParameter(f"invalid link-local IP address: {text}") from error
-            if not address.is_link_local:
-                raise InvalidParameter(f"invalid link local IP address: {text}")
-            link_local.append(f"{address}/{16 if address.version == 4 else 64}")
+        link_local = [ipaddress.ip_address(text) for text in (wanted.link_local_ips if wanted else None) or []]
         return msgspec.structs.replace(
             endpoint,
             interface="" if spec.driver in ("macvlan", "ipvlan") else f"veth{secrets.token_hex(4)[:7]}",
@@ -799,15 +779,14 @@ class Networks:
             ipv6=addresses[6],
             gateway4=endpoints_.gateway(spec, 4, addresses[4]),
             gateway6=endpoints_.gateway(spec, 6, addresses[6]),
-            link_local=tuple(link_local),
+            link_local=tuple(f"{one}/{16 if one.version == 4 else 64}" for one in link_local),
         )
 
     def _address(self, spec: NetworkSpec, version: int, text: str, endpoint: str) -> str:
         """Reserve an address, ``text`` if given; empty if the network has none of that IP version."""
         if text:
-            address = endpoints_.static_address(spec, version, text)
             found: ipaddress.IPv4Interface | ipaddress.IPv6Interface | None = ipam.allocate_exactly(
-                self._db, spec.id, address, endpoint
+                self._db, spec.id, ipaddress.ip_address(text), endpoint
             )
         else:
             if not spec.pools_of(version):
@@ -1236,7 +1215,14 @@ class Networks:
         attachment = self._attachments.get(container.id)
         if attachment is None:
             attachment = self._attachments[container.id] = _Attachment(container)
-        if spec.driver == "host" or any(one.driver == "host" for one in attachment.endpoints):
+        endpoints_.check_settings(spec, asked)
+        sharing = any(one.driver == "host" for one in attachment.endpoints)
+        if sharing and spec.driver != "host":
+            raise InvalidParameter(
+                "container sharing network namespace with another container or host cannot be connected to any other "
+                "network"
+            )
+        if spec.driver == "host" and not sharing:
             raise InvalidParameter(
                 "cannot connect container to host network - container must be created in host network mode"
             )

@@ -57,6 +57,23 @@ def test_unknown_paths(daemon: Daemon, path: str) -> None:
     assert (status, json.loads(data)) == (404, {"message": "page not found"})
 
 
+def test_a_request_without_a_body_has_nothing_in_it(daemon: Daemon) -> None:
+    for path, status, words in (
+        ("/networks/create", 400, b"invalid name: name is empty"),
+        ("/containers/nosuch/exec", 400, b"No exec command specified"),
+        ("/networks/bridge/connect", 400, b"invalid name or ID supplied"),
+    ):
+        answer, _, data = get(daemon, path, "POST")
+        assert (answer, words in data) == (status, True), data
+
+
+def test_an_inspected_network_may_be_asked_for_by_its_scope(daemon: Daemon) -> None:
+    assert get(daemon, "/networks/bridge?scope=local&verbose=true")[0] == 200
+    assert get(daemon, "/networks/bridge?scope=swarm")[0] == 404
+    status, _, data = get(daemon, "/networks/bridge?verbose=maybe")
+    assert (status, b'strconv.ParseBool: parsing \\"maybe\\"' in data) == (400, True), data
+
+
 def test_swarm_is_not_here(daemon: Daemon) -> None:
     for path in ("/v1.51/services", "/v1.51/nodes", "/v1.51/swarm", "/v1.51/secrets/x"):
         status, _, data = get(daemon, path)

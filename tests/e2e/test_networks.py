@@ -212,3 +212,40 @@ def test_without_a_default_bridge_containers_have_loopback_alone(
     daemon = new_daemon("--bridge=none", on=new_host())
     for network in ((), ("--network", "bridge")):
         assert daemon.out("run", "--rm", *network, "busybox", "ls", "/sys/class/net") == "lo"
+
+
+def test_wishes_that_a_network_cannot_fulfil_come_before_what_is_there_already(daemon: Daemon) -> None:
+    daemon.docker("network", "create", "--subnet", "10.1.0.0/24", "net")
+    daemon.docker("run", "-d", "--name", "web", "--network", "net", "busybox", "sleep", "60")
+    daemon.docker("run", "-d", "--name", "sharing", "--network", "host", "busybox", "sleep", "60")
+    settings = "invalid endpoint settings:\n"
+    outside = "no configured subnet or ip-range contain the IP address"
+    nowhere = "user specified IP address is supported only when connecting to networks with user configured subnets"
+    shares = (
+        "container sharing network namespace with another container or host cannot be connected to any other network"
+    )
+    for arguments, words in (
+        (("--ip", "10.9.9.9", "net", "web"), f"{settings}{outside} 10.9.9.9"),
+        (("--ip", "odd", "net", "web"), f"{settings}* invalid IPv4 address: odd\n* {outside} odd"),
+        (("--ip6", "fd00::1", "net", "web"), settings + nowhere),
+        (("net", "web"), "endpoint with name web already exists in network net"),
+        (("net", "sharing"), shares),
+        (("host", "sharing"), "endpoint with name sharing already exists in network host"),
+    ):
+        done = daemon.docker("network", "connect", *arguments, check=False)
+        assert (done.returncode, done.stderr.strip()) == (1, f"Error response from daemon: {words}")
+
+
+def test_a_stopped_container_may_be_connected_again_with_other_wishes(daemon: Daemon) -> None:
+    daemon.docker("network", "create", "--subnet", "10.1.0.0/24", "net")
+    daemon.docker("create", "--name", "web", "--network", "net", "busybox", "sleep", "60")
+    daemon.docker("network", "connect", "--ip", "10.1.0.77", "net", "web")
+    daemon.docker("start", "web")
+    assert daemon.inspect("web")["NetworkSettings"]["Networks"]["net"]["IPAddress"] == "10.1.0.77"
+
+
+def test_a_mac_address_beside_another_containers_namespace_is_no_network(daemon: Daemon) -> None:
+    daemon.docker("run", "-d", "--name", "web", "busybox", "sleep", "60")
+    mac = daemon.out("exec", "web", "cat", "/sys/class/net/eth0/address")
+    shared = ("run", "--rm", "--network", "container:web", "--mac-address", "02:00:00:00:00:01", "busybox")
+    assert daemon.out(*shared, "cat", "/sys/class/net/eth0/address") == mac

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from seacan.engine.options import AddressPool
-from seacan.errors import Conflict, Forbidden, InvalidParameter, NotFound, SeacanError
+from seacan.errors import Conflict, Forbidden, InvalidParameter, NotFound, SeacanError, System
 from seacan.linux import rtnetlink as rt
 from seacan.network.creation import IPAM, ConfigReference, IPAMConfig, NetworkCreateRequest
 from seacan.network.networks import Networks
@@ -108,6 +108,35 @@ async def test_contradictions_are_refused(networks: Networks, config: IPAMConfig
         (request(driver="overlay"), Forbidden, "This node is not a swarm manager"),
         (request(driver="weave"), NotFound, 'plugin "weave" not found'),
         (request(driver="host"), Forbidden, 'only one instance of "host" network is allowed'),
+        (request(driver="none"), NotFound, 'plugin "none" not found'),
+        (NetworkCreateRequest(name="net", ipam=IPAM(driver="odd")), NotFound, 'plugin "odd" not found'),
+        (NetworkCreateRequest(name="net", ipam=IPAM(driver="null")), InvalidParameter, "ipv4 pool is empty"),
+        (
+            request(IPAMConfig(subnet="10.1.0.0/24", gateway="10.1.0.0")),
+            System,
+            "failed to allocate gateway (10.1.0.0): Address already in use",
+        ),
+        (
+            request(IPAMConfig(subnet="10.1.0.0/24", gateway="10.1.0.255")),
+            System,
+            "failed to allocate gateway (10.1.0.255): Address already in use",
+        ),
+        (
+            request(IPAMConfig(subnet="10.1.0.0/24", auxiliary_addresses={"a": "10.1.0.1"})),
+            System,
+            "failed to allocate secondary ip address (a:10.1.0.1): Address already in use",
+        ),
+        (
+            request(options={"com.docker.network.bridge.host_binding_ipv4": "here"}),
+            InvalidParameter,
+            "failed to parse com.docker.network.bridge.host_binding_ipv4 value: here (nil ip)",
+        ),
+        (
+            request(options={"com.docker.network.host_ipv4": "fd00::1"}),
+            InvalidParameter,
+            "failed to parse com.docker.network.host_ipv4 value: fd00::1",
+        ),
+        (request(config_from=ConfigReference(network="bridge")), NotFound, '"bridge" does not exist'),
         (request(scope="swarm"), Forbidden, "cannot create a swarm scoped network when swarm is not active"),
         (request(enable_ipv4=False), InvalidParameter, "IPv4 or IPv6 must be enabled"),
         (request(options={"com.docker.network.driver.mtu": "x"}), InvalidParameter, "driver.mtu value: x (strconv"),
@@ -163,8 +192,19 @@ async def test_overlaps_and_names_that_exist_are_refused(networks: Networks) -> 
     await networks.create(request(name="other"))
 
 
-async def test_a_global_network_needs_no_swarm(networks: Networks) -> None:
-    assert (await networks.create(request(scope="global"))).scope == "global"
+@pytest.mark.parametrize("scope", ["global", "whatever"])
+async def test_any_scope_but_a_swarms_is_only_a_word(networks: Networks, scope: str) -> None:
+    assert (await networks.create(request(scope=scope))).scope == scope
+
+
+async def test_the_gateway_is_the_first_address_of_the_range(networks: Networks) -> None:
+    for subnet, ip_range, expected in (
+        ("10.1.0.0/24", "", "10.1.0.1"),
+        ("10.2.0.0/24", "10.2.0.0/28", "10.2.0.1"),
+        ("10.3.0.0/24", "10.3.0.64/28", "10.3.0.64"),
+    ):
+        spec = await networks.create(request(IPAMConfig(subnet=subnet, ip_range=ip_range), name=subnet[:4]))
+        assert spec.pools[0].gateway == expected
 
 
 async def test_a_configuration_network_is_a_template(host: Space, networks: Networks, run: Run) -> None:

@@ -77,7 +77,8 @@ async def test_without_a_parent_the_containers_are_among_themselves(networks: Ne
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
-        ({"parent": "nothere0"}, NotFound, "-o parent interface was not found on the host: nothere0"),
+        ({"parent": "nothere0"}, NotFound, "invalid subinterface vlan name nothere0, example formatting is eth0.10"),
+        ({"parent": "wan.x"}, NotFound, "unable to parse a valid vlan id from: x"),
         ({"parent": "nothere0.5"}, NotFound, "-o parent interface was not found on the host: nothere0"),
         ({"parent": "lo"}, InvalidParameter, "loopback interface is not a valid macvlan parent link"),
         ({"parent": "wan", "macvlan_mode": "odd"}, InvalidParameter, "requested macvlan mode 'odd' is not valid"),
