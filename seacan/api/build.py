@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import secrets
 import time
@@ -30,6 +31,7 @@ from seacan.build.ignore import clean
 from seacan.build.imports import Cache
 from seacan.build.solver import Build, SourceFolder
 from seacan.build.sources import parse_git
+from seacan.engine import buildcache
 from seacan.engine.buildcache import Ask
 from seacan.engine.builds import Builds, Request, parse_name
 from seacan.errors import InvalidParameter, SeacanError
@@ -244,7 +246,7 @@ class _Steps:
     """Progress that follows the Dockerfile: one vertex speaks at a time, the others' words are kept."""
 
     def __init__(self) -> None:
-        self.said: dict[int, list[bytes]] = {}
+        self.said: dict[int, list[tuple[int, bytes]]] = {}
         self.cached: set[int] = set()
         self.turn: Vertex | None = None
         self.ready = asyncio.Event()
@@ -256,14 +258,19 @@ class _Steps:
             self.cached.add(id(vertex))
 
     def log(self, vertex: Vertex, stream: int, data: bytes) -> None:
-        self.said.setdefault(id(vertex), []).append(data)
+        self.said.setdefault(id(vertex), []).append((stream, data))
         if vertex is self.turn:
             self.ready.set()
 
     def status(self, vertex: Vertex, id: str, current: int, total: int, *, done: bool = False) -> None: ...
 
-    def take(self, vertex: Vertex) -> bytes:
-        return b"".join(self.said.pop(id(vertex), ()))
+    def take(self, vertex: Vertex) -> list[str]:
+        """What the vertex has said; its standard error in red, as dockerd's builder has it."""
+        texts = []
+        for stream, said in itertools.groupby(self.said.pop(id(vertex), ()), key=lambda one: one[0]):
+            text = b"".join(data for _, data in said).decode("utf-8", "replace")
+            texts.append(f"\x1b[91m{text}\x1b[0m" if stream == 2 else text)
+        return texts
 
 
 class _ClassicBuild:
@@ -400,9 +407,20 @@ class _ClassicBuild:
             await self.output.write({"stream": f"{image.id}\n"})
 
     async def _caches(self, ask: Ask) -> list[Cache]:
-        """The inline caches of the images that ``cachefrom`` names, here or at their registries."""
+        """The inline caches of the images that ``cachefrom`` names, here or at their registries.
+
+        An image that is here without one has nothing to add: what was built here is in the cache anyway.
+        """
         found: list[Cache] = []
         for name in self.asked.cache_from:
+            try:
+                self.builds.engine.images.get(name)
+            except SeacanError:
+                pass
+            else:
+                if (cache := buildcache.inline_here(self.builds.engine, name)) is not None:
+                    found.append(cache)
+                continue
             try:
                 found.append(await self.builds.open_cache(Entry("registry", {"ref": name}), ask, None))
             except SeacanError as error:
@@ -445,17 +463,17 @@ class _ClassicBuild:
                 await asyncio.wait((done, ready), return_when=asyncio.FIRST_COMPLETED)
                 ready.cancel()
                 steps.ready.clear()
-                if text := steps.take(vertex):
+                for text in steps.take(vertex):
                     if running and not announced:
                         announced = True
                         await self.output.say(f" ---> Running in {container}\n")
-                    await self.output.say(text.decode("utf-8", "replace"))
+                    await self.output.say(text)
             cached = id(vertex) in steps.cached
             if running and not announced and not cached:
                 announced = True
                 await self.output.say(f" ---> Running in {container}\n")
-            if text := steps.take(vertex):
-                await self.output.say(text.decode("utf-8", "replace"))
+            for text in steps.take(vertex):
+                await self.output.say(text)
             if done.exception() is None:
                 if cached:
                     await self.output.say(" ---> Using cache\n")

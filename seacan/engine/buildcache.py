@@ -73,7 +73,7 @@ async def open_cache(engine: Engine, entry: Entry, ask: Ask, stores: ContentStor
     if not name:
         raise InvalidParameter("registry cache importer requires ref")
     reference = references.parse(name).with_default_tag()
-    inline = _inline_here(engine, name)
+    inline = inline_here(engine, name)
     if inline is not None:
         return inline
     repository = await engine.distribution.repository(reference, await ask(reference.domain))
@@ -129,7 +129,7 @@ def _inline(config: bytes, name: str) -> bytes:
         raise InvalidParameter(f"inline cache of {name} is malformed") from None
 
 
-def _inline_here(engine: Engine, name: str) -> Cache | None:
+def inline_here(engine: Engine, name: str) -> Cache | None:
     """The inline cache of an image that this engine has."""
     images = engine.images
     try:

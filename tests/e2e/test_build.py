@@ -127,6 +127,19 @@ def test_a_failing_step_says_what_and_leaves_nothing(daemon: Daemon, classic: Bu
     assert _left(daemon) == []
 
 
+def test_what_a_classic_step_says_on_its_standard_error_is_red(classic: Build) -> None:
+    output = classic("FROM busybox\nRUN echo out; sleep 0.2; echo err >&2\n").stdout
+    assert "\nout\n\x1b[91merr\n\x1b[0m" in output
+
+
+def test_an_image_that_is_here_is_not_looked_for_elsewhere_as_a_cache(daemon: Daemon, classic: Build) -> None:
+    dockerfile = "FROM busybox\nRUN date > /when\n"
+    classic(dockerfile, "-t", "one")
+    output = classic(dockerfile, "-t", "two", "--cache-from", "one").stdout
+    assert " ---> Using cache" in output
+    assert "Warning" not in output
+
+
 def _left(daemon: Daemon) -> list[str]:
     """What a build that is over must not leave."""
     left = [str(path) for path in (daemon.exec_root / "build").iterdir()]
