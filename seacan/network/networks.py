@@ -246,6 +246,10 @@ class Networks:
         stores: Mapping[str, DescriptorStore | None] = live if isinstance(live, Mapping) else dict.fromkeys(live)
         for container in [one for one in self._attachments if one not in stores]:
             self._forget_endpoints(container)
+        # All names first: whoever is answered already would be told that its neighbours do not exist.
+        for attachment in self._attachments.values():
+            for endpoint in attachment.endpoints:
+                self._tell_names(endpoint)
         for container, attachment in tuple(self._attachments.items()):
             attachment.store = stores[container]
             await self._hold_ports(attachment)
@@ -1105,8 +1109,6 @@ class Networks:
             )
 
     async def _resume_names(self, attachment: _Attachment) -> None:
-        for endpoint in attachment.endpoints:
-            self._tell_names(endpoint)
         if not any(endpoint.names for endpoint in attachment.endpoints):
             return
         sockets = [socket.socket(fileno=fd) for fd in await self._fetch(attachment, _DNS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import socket
@@ -101,10 +102,49 @@ async def test_reserved_ports_and_names_are_kept_by_the_shim(
     question.send(dnswire.question("one", dnswire.A, 7))  # while no daemon runs
     third = await start()
     await third.recover({identifier("one"): store})
-    import asyncio
-
     answer = await asyncio.to_thread(question.recv, 512)
     assert socket.inet_aton(endpoints[0].address4) in answer
+
+
+async def test_whoever_is_answered_first_is_told_of_those_recovered_later(
+    start: Start, new_space: Callable[[], Space]
+) -> None:
+    from seacan.network import dnswire
+    from seacan.network.model import ContainerIdentity, PortRequest
+
+    served: list[Neighbour] = []
+    answers: list[bytes] = []
+
+    class Neighbour(Store):
+        """Asks for the other while no daemon runs, and expects the answer before that one's sockets are fetched."""
+
+        def asks(self, name: str) -> None:
+            self.question = self.space.socket(socket.AF_INET, socket.SOCK_DGRAM, timeout=5)
+            self.question.connect(("127.0.0.11", 53))
+            self.question.send(dnswire.question(name, dnswire.A, 7))
+
+        async def fetch(self, name: str) -> list[int]:
+            if name == "network-dns":
+                answers.extend([await asyncio.to_thread(one.question.recv, 512) for one in served])
+                served.append(self)
+            return await super().fetch(name)
+
+    first = await start(dns=[])
+    await first.create(NetworkCreateRequest(name="net"))
+    stores = {"red": Neighbour(new_space()), "blue": Neighbour(new_space())}
+    addresses = {}
+    for name, store in stores.items():
+        identity = ContainerIdentity(id=identifier(name), name=name)
+        (endpoint,) = await first.allocate(identity, {"net": EndpointSettings()}, PortRequest())
+        await first.join([endpoint], store.space, store)
+        addresses[name] = socket.inet_aton(endpoint.address4)
+    await first.settled()
+    await first.close()
+    stores["red"].asks("blue")
+    stores["blue"].asks("red")
+    second = await start(dns=[])
+    await second.recover({identifier(name): store for name, store in stores.items()})
+    assert [any(address in answer for address in addresses.values()) for answer in answers] == [True]
 
 
 async def test_networks_and_their_interfaces_come_back(host: Space, start: Start, run: Run) -> None:
