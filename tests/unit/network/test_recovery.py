@@ -109,6 +109,7 @@ async def test_reserved_ports_and_names_are_kept_by_the_shim(
 async def test_whoever_is_answered_first_is_told_of_those_recovered_later(
     start: Start, new_space: Callable[[], Space]
 ) -> None:
+    from seacan.engine.config import PortBinding
     from seacan.network import dnswire
     from seacan.network.model import ContainerIdentity, PortRequest
 
@@ -116,7 +117,7 @@ async def test_whoever_is_answered_first_is_told_of_those_recovered_later(
     answers: list[bytes] = []
 
     class Neighbour(Store):
-        """Asks for the other while no daemon runs, and expects the answer before that one's sockets are fetched."""
+        """Asks for the other while no daemon runs, and expects the answer before anything of that one is fetched."""
 
         def asks(self, name: str) -> None:
             self.question = self.space.socket(socket.AF_INET, socket.SOCK_DGRAM, timeout=5)
@@ -124,8 +125,9 @@ async def test_whoever_is_answered_first_is_told_of_those_recovered_later(
             self.question.send(dnswire.question(name, dnswire.A, 7))
 
         async def fetch(self, name: str) -> list[int]:
+            if served and served != [self] and not answers:
+                answers.append(await asyncio.to_thread(served[0].question.recv, 512))
             if name == "network-dns":
-                answers.extend([await asyncio.to_thread(one.question.recv, 512) for one in served])
                 served.append(self)
             return await super().fetch(name)
 
@@ -135,7 +137,8 @@ async def test_whoever_is_answered_first_is_told_of_those_recovered_later(
     addresses = {}
     for name, store in stores.items():
         identity = ContainerIdentity(id=identifier(name), name=name)
-        (endpoint,) = await first.allocate(identity, {"net": EndpointSettings()}, PortRequest())
+        asked = PortRequest(bindings={"80/tcp": [PortBinding()]})
+        (endpoint,) = await first.allocate(identity, {"net": EndpointSettings()}, asked)
         await first.join([endpoint], store.space, store)
         addresses[name] = socket.inet_aton(endpoint.address4)
     await first.settled()
