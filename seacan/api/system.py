@@ -35,6 +35,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
     async def info(request: web.Request) -> web.StreamResponse:
         answer = await system.info(engine)
         if api_version(request) < (1, 50):
+            del answer["DiscoveredDevices"]
             answer |= {"BridgeNfIptables": False, "BridgeNfIp6tables": False}
         return json_response(answer)
 

@@ -73,6 +73,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _engine("bip6", "str", "IPv6 address for the default bridge"),
     _engine("bridge", "str", "Attach containers to a network bridge", short="b"),
     _engine("cgroup-parent", "str", "Parent cgroup of all containers"),
+    _engine("cdi-spec-dir", "list", "CDI specification directories to use", key="cdi-spec-dirs"),
     _engine("certs-dir", "str", 'Folder of registries\' certificates (default "/etc/docker/certs.d")'),
     Setting("config-file", "str", f'Daemon configuration file (default "{DEFAULT_CONFIG_FILE}")', key="-"),
     _engine("data-root", "str", "Folder for what must survive a reboot"),
@@ -172,7 +173,6 @@ TUNES_WHAT_IS_NOT_THERE: Final[Mapping[str, str]] = {
 NOT_SUPPORTED: Final[Mapping[str, tuple[str, str]]] = {
     # flag → (key in daemon.json, what is missing)
     "authorization-plugin": ("authorization-plugins", "authorization plugins are not supported"),
-    "cdi-spec-dir": ("cdi-spec-dirs", "CDI devices are not supported"),
     "cpu-rt-period": ("cpu-rt-period", "real-time scheduling of the parent cgroup is not supported"),
     "cpu-rt-runtime": ("cpu-rt-runtime", "real-time scheduling of the parent cgroup is not supported"),
     "cri-containerd": ("cri-containerd", "there is no containerd to serve the CRI"),

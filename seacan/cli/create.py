@@ -448,6 +448,15 @@ def device(text: str) -> Body:
     return {"PathOnHost": source, "PathInContainer": destination or source, "CgroupPermissions": permissions}
 
 
+def devices(items: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What ``--device`` was given: devices of the host, and full names of CDI devices (``vendor.com/class=name``)."""
+    if not any("=" in item for item in items):
+        return list(items), []
+    from seacan.engine.cdi import qualified
+
+    return [item for item in items if not qualified(item)], [item for item in items if qualified(item)]
+
+
 def security_options(items: Sequence[str]) -> tuple[list[str], Body]:
     """``--security-opt`` items with profiles read in, and what ``systempaths=unconfined`` adds to HostConfig."""
     found, extra = [], Body()
@@ -472,6 +481,14 @@ def security_options(items: Sequence[str]) -> tuple[list[str], Body]:
                 raise InvalidParameter(f"compacting json for seccomp profile ({value}) failed: {error}") from None
         found.append(item)
     return found, extra
+
+
+def device_requests(cards: Sequence[str], names: Sequence[str]) -> list[Body]:
+    """``--gpus`` and CDI devices as DeviceRequests."""
+    requests = [gpus(item) for item in cards]
+    if names:
+        requests.append({"Driver": "cdi", "Count": 0, "DeviceIDs": names, "Capabilities": None, "Options": None})
+    return requests
 
 
 def gpus(text: str) -> Body:
@@ -608,6 +625,7 @@ def request(arguments: Sequence[str], options: Mapping[str, Any], given: set[str
     exposed = {**exposed, **expose(options["expose"])}
     binds, anonymous = volumes(options["volume"])
     security, extra = security_options(options["security_opt"])
+    paths, cdi_names = devices(options["device"])
     mode, endpoints = networks([*options["network"], *options["net"]], options)
     entrypoint = options["entrypoint"]
     swappiness = options["memory_swappiness"]
@@ -689,9 +707,9 @@ def request(arguments: Sequence[str], options: Mapping[str, Any], given: set[str
         "CpuRealtimeRuntime": options["cpu_rt_runtime"],
         "CpusetCpus": options["cpuset_cpus"],
         "CpusetMems": options["cpuset_mems"],
-        "Devices": [device(item) for item in options["device"]],
+        "Devices": [device(item) for item in paths],
         "DeviceCgroupRules": options["device_cgroup_rule"] or None,
-        "DeviceRequests": [gpus(item) for item in options["gpus"]] or None,
+        "DeviceRequests": device_requests(options["gpus"], cdi_names) or None,
         "KernelMemory": options["kernel_memory"],
         "MemoryReservation": options["memory_reservation"],
         "MemorySwap": options["memory_swap"],

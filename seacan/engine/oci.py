@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from seacan.engine import devices as device_requests
 from seacan.engine import remap, users
 from seacan.engine.config import ContainerConfig, DeviceMapping, ExecConfig, HostConfig, Resources, ThrottleDevice
 from seacan.engine.host import Host, host
@@ -143,6 +144,8 @@ def build(record: Record, options: EngineOptions, sources: Sources, facts: Host 
         linux=linux,
         annotations=dict(host_config.annotations or {}),
     )
+    spec.mounts = list(MOUNTS)
+    device_requests.inject(spec, host_config.device_requests or (), options)
     spec.mounts = _mounts(spec, record, options, sources, points, security, facts)
     linux.mount_label = security.mount_label
     profile = _seccomp(host_config, options, security, process, facts)
@@ -396,10 +399,6 @@ def _network_sysctls() -> dict[str, str]:
 
 
 def _devices(host_config: HostConfig) -> tuple[list[Device], list[LinuxDeviceCgroup]]:
-    for request in host_config.device_requests or []:
-        # Nothing here drives GPUs or CDI; dockerd says the same where no driver is installed.
-        groups = " ".join(f"[{' '.join(group)}]" for group in request.capabilities or [])
-        raise System(f'could not select device driver "{request.driver}" with capabilities: [{groups}]')
     devices: list[Device] = []
     if host_config.privileged:
         devices.extend(_host_devices())
@@ -620,7 +619,7 @@ def _mounts(
     writable_cgroups = host_config.privileged if security.writable_cgroups is None else security.writable_cgroups
     mapped = sources.rootfs.mapping is not None
     mounts: list[Mount] = []
-    for default in MOUNTS:
+    for default in spec.mounts:
         where = default.destination
         if where in taken or ("/dev" in taken and where.startswith("/dev/")):
             continue

@@ -117,6 +117,8 @@ class EngineOptions(msgspec.Struct, kw_only=True):
     init_path: str = ""
     log_driver: str = "json-file"
     log_opts: dict[str, str] = {}
+    cdi_spec_dirs: list[str] = msgspec.field(default_factory=lambda: ["/etc/cdi", "/var/run/cdi"])
+    """Folders with descriptions of CDI devices, the later ones before the earlier; [] or [""]: no CDI."""
     default_runtime: str = "seacan"
     runtimes: dict[str, RuntimeOption] = {}
     # networks

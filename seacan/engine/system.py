@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from seacan.engine import devices
 from seacan.engine.host import host
 from seacan.engine.listing import listing
 from seacan.engine.profiles import apparmor
@@ -106,6 +107,7 @@ async def info(engine: Engine) -> dict[str, Any]:
     security += ["name=cgroupns"] if machine.cgroup_version == 2 else []
     security += ["name=no-new-privileges"] if options.no_new_privileges else []
     mirrors = list(options.registry_mirrors)
+    discovered, complaints = devices.discovered(options)
     return {
         "ID": engine.id,
         "Containers": len(states),
@@ -185,9 +187,10 @@ async def info(engine: Engine) -> dict[str, Any]:
         "InitCommit": {"ID": ""},
         "SecurityOptions": security,
         "FirewallBackend": {"Driver": "nftables"},
-        "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"],
+        "CDISpecDirs": devices.cdi_folders(options),
+        "DiscoveredDevices": [{"Source": "cdi", "ID": name} for name in discovered],
         **_pools(engine),
-        "Warnings": _warnings(engine) or None,
+        "Warnings": [*_warnings(engine), *complaints] or None,
     }
 
 

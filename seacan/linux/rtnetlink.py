@@ -238,7 +238,9 @@ def set_link(
     group: int | None = None,
     isolated: bool | None = None,
     hairpin: bool | None = None,
+    netns: int | None = None,
 ) -> Message:
+    """Change a link. ``netns`` is a descriptor of the network namespace it is to move to (under ``name``, if given)."""
     flags = IFF_UP if up else 0
     body = _IFINFO.pack(socket.AF_UNSPEC, 0, index, flags, 0 if up is None else IFF_UP)
     if mtu:
@@ -247,6 +249,8 @@ def set_link(
         body += attr(IFLA_ADDRESS, mac_bytes(mac))
     if name:
         body += text(IFLA_IFNAME, name)
+    if netns is not None:
+        body += u32(IFLA_NET_NS_FD, netns)
     if master is not None:
         body += u32(IFLA_MASTER, master)
     if group is not None:

@@ -39,6 +39,7 @@ import contextlib
 import errno
 import os
 import posixpath
+import re
 import select
 import signal
 import socket
@@ -55,7 +56,7 @@ from seacan.linux import syscalls as k
 from seacan.linux.overlay import mount_overlay
 from seacan.linux.userns import Range, namespace_with, outside, write_map
 from seacan.runtime import channel as words_of
-from seacan.runtime import mounts, process, spec, state
+from seacan.runtime import interfaces, mounts, process, spec, state
 from seacan.runtime.bundle import DirectoryRoot, Rootfs
 from seacan.runtime.channel import Channel
 from seacan.runtime.exec import run_exec
@@ -523,12 +524,19 @@ class Container:
 
     def _converse(self, channel: Channel, plan: InitPlan, on_sandbox: Callable[[Container], None] | None) -> None:
         """Hear init out until it is ready."""
+        linux = self.configuration.linux or spec.Linux()
+        if linux.net_devices and not plan.network_created:
+            path = next(namespace.path for namespace in linux.namespaces if namespace.type == "network")
+            with open(path, "rb", buffering=0) as joined:
+                interfaces.move(linux.net_devices, joined.fileno())
         if on_sandbox is not None and not plan.network_created:
             on_sandbox(self)
         while True:
             kind, payload, fds = channel.receive()
             if kind == words_of.NETWORK:
                 self.netns, self.rtnl = fds
+                if linux.net_devices:
+                    interfaces.move(linux.net_devices, self.netns)
                 if on_sandbox is not None:
                     on_sandbox(self)
             elif kind == words_of.CONSOLE:
@@ -953,6 +961,12 @@ def _validate(configuration: spec.Spec, linux: spec.Linux, kinds: set[str], crea
         raise Unsupported("intelRdt is specified in config, but Intel RDT is not enabled")
     if linux.intel_rdt is not None:
         raise Unsupported("intelRdt is not supported")
+    if linux.net_devices and "network" not in kinds:
+        raise InvalidParameter("unable to move network devices without a NET namespace")
+    for name, device in linux.net_devices.items():
+        for word in (name, device.name or name):
+            if not word or len(word) > 15 or word in (".", "..") or re.search(r"[/:\s]", word):
+                raise InvalidParameter(f'invalid network device name "{word}"')
     for key in linux.sysctl:
         _validate_sysctl(key, kinds, configuration)
 

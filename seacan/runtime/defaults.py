@@ -94,6 +94,7 @@ def features() -> dict[str, Any]:
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
+            "netDevices": {"enabled": True},
             "mountExtensions": {"idmap": {"enabled": _has_idmap()}},
         },
         "annotations": {"org.opencontainers.runc.checkpoint.enabled": "false"},

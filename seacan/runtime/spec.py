@@ -343,8 +343,16 @@ class LinuxIntelRdt(_Base):
     clos_id: str = msgspec.field(default="", name="closID")
     l3_cache_schema: str = ""
     mem_bw_schema: str = ""
+    schemata: list[str] = []
     enable_cmt: bool = msgspec.field(default=False, name="enableCMT")
     enable_mbm: bool = msgspec.field(default=False, name="enableMBM")
+    enable_monitoring: bool = False
+
+
+class LinuxNetDevice(_Base):
+    """An interface of the host that the container gets; ``name`` is what it is called there (empty: the same)."""
+
+    name: str = ""
 
 
 class Linux(_Base):
@@ -353,6 +361,7 @@ class Linux(_Base):
     gid_mappings: list[IDMapping] = []
     time_offsets: dict[str, LinuxTimeOffset] = {}
     devices: list[Device] = []
+    net_devices: dict[str, LinuxNetDevice] = {}
     cgroups_path: str = ""
     resources: LinuxResources | None = None
     intel_rdt: LinuxIntelRdt | None = None
@@ -383,7 +392,7 @@ def direct(configuration: Spec) -> bool:
     """Whether a process can become this container's init by itself, once it is born in a PID namespace of its own.
 
     Otherwise somebody has to stay outside: to write the mappings of a user namespace, run hooks, take a seccomp
-    listener, or map mounts.
+    listener, move network interfaces, or map mounts.
     """
     linux = configuration.linux
     if linux is None or not linux.cgroups_path.startswith("/"):
@@ -393,6 +402,7 @@ def direct(configuration: Spec) -> bool:
         {"pid", "mount"} <= created
         and not any(namespace.type == "user" for namespace in linux.namespaces)
         and not linux.time_offsets
+        and not linux.net_devices
         and linux.seccomp is None
         and (configuration.hooks is None or configuration.hooks == Hooks())
         and not any(

@@ -12,6 +12,7 @@ from seacan.cli import configuration
 from seacan.cli.configuration import Configuration, load, parse_host, reload
 from seacan.cli.flags import FlagError
 from seacan.engine.config import Ulimit
+from seacan.engine.devices import cdi_folders
 from seacan.engine.options import AddressPool, CacheLimits, CachePolicy, RuntimeOption
 from seacan.errors import InvalidParameter, SeacanError, Unsupported
 
@@ -315,3 +316,18 @@ def test_the_cache_of_builds_has_a_policy(file: Path) -> None:
         CachePolicy(unused_for=48 * 3600 * 10**9, kinds=("source.local",), reserved=1 << 30),
         CachePolicy(all=True, most=2 << 30, free=3 << 30),
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "folders"),
+    [
+        ({}, (), ["/etc/cdi", "/var/run/cdi"]),
+        ({"features": {"cdi": True}}, ("--cdi-spec-dir=/foo/bar", "--cdi-spec-dir=/baz"), ["/foo/bar", "/baz"]),
+        ({"cdi-spec-dirs": ["/foo"]}, (), ["/foo"]),
+        ({"cdi-spec-dirs": []}, (), []),
+        ({}, ("--cdi-spec-dir=",), []),
+        ({"features": {"cdi": False}}, ("--cdi-spec-dir=/foo",), []),
+    ],
+)
+def test_folders_of_cdi_files(file: Path, content: dict[str, Any], flags: tuple[str, ...], folders: list[str]) -> None:
+    assert cdi_folders(loaded(file, *flags, content=content).engine) == folders

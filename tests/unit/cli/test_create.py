@@ -280,6 +280,13 @@ def test_a_start_that_fails_has_dockers_status() -> None:
     assert start_status("port is already allocated") == 125
 
 
+def test_full_names_of_cdi_devices_are_device_requests() -> None:
+    paths, names = create.devices(["/dev/a=b:/dev/c", "vendor.com/net=x", "/dev/null"])
+    assert (paths, names) == (["/dev/a=b:/dev/c", "/dev/null"], ["vendor.com/net=x"])
+    gpu, cdi = create.device_requests(["all"], names)
+    assert (gpu["Count"], cdi["Driver"], cdi["DeviceIDs"]) == (-1, "cdi", ["vendor.com/net=x"])
+
+
 def test_gpus_are_device_requests() -> None:
     assert create.gpus("all")["Count"] == -1
     assert create.gpus('"device=0,1"')["DeviceIDs"] == ["0", "1"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from seacan.errors import InvalidParameter, Unsupported
-from seacan.linux import syscalls
+from seacan.errors import InvalidParameter, RuntimeFailed, Unsupported
+from seacan.linux import rtnetlink, syscalls
+from seacan.linux.netlink import NETLINK_ROUTE, NetlinkSocket
 from seacan.runtime import spec
 from tests.bundles import Bundles
 
@@ -225,3 +228,62 @@ def test_a_mount_namespace_that_is_joined_gets_the_root(bundles: Bundles) -> Non
     finally:
         host.kill()
         host.wait()
+
+
+class TestInterfaces:
+    """``linux.netDevices``: the test is a host of its own, so that its interface is nobody's."""
+
+    @pytest.fixture(autouse=True)
+    def _own_network(self) -> Iterator[None]:
+        own = os.open("/proc/self/ns/net", os.O_RDONLY)
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        try:
+            with NetlinkSocket(NETLINK_ROUTE) as sock:
+                with open("/proc/self/ns/net", "rb", buffering=0) as here:
+                    sock.request([rtnetlink.new_veth("outside0", "other0", here.fileno())])
+                found = rtnetlink.link(sock, "outside0")
+                assert found is not None
+                address = ipaddress.ip_interface("192.0.2.7/24")
+                sock.request([rtnetlink.new_address(found.index, address), rtnetlink.set_link(found.index, up=True)])
+            yield
+        finally:
+            syscalls.setns(own, syscalls.CLONE_NEWNET)
+            os.close(own)
+
+    @staticmethod
+    def asked(configuration: spec.Spec, name: str = "outside0", inside: str = "lan0") -> spec.Spec:
+        assert configuration.linux is not None
+        configuration.linux.net_devices = {name: spec.LinuxNetDevice(inside)}
+        return configuration
+
+    @pytest.mark.parametrize("userns", [False, True])
+    def test_an_interface_is_moved_with_its_address(self, bundles: Bundles, shifted: Path, userns: bool) -> None:
+        configuration = self.asked(bundles.spec(["ip", "-o", "addr", "show", "lan0"]))
+        root = None
+        if userns:
+            configuration, root = with_userns(configuration), bundles.overlay(owner=100000, lower=shifted)
+        code, output = bundles.run(configuration, rootfs=root)
+        assert (code, "inet 192.0.2.7/24" in output) == (0, True), output
+        with NetlinkSocket(NETLINK_ROUTE) as sock:
+            assert rtnetlink.link(sock, "outside0") is None
+
+    def test_it_is_moved_into_a_namespace_that_is_joined(self, bundles: Bundles) -> None:
+        first = bundles.start()
+        configuration = with_joined(bundles.spec(["cat", "/sys/class/net/lan0/operstate"]), first.pid, network="net")
+        assert bundles.run(self.asked(configuration))[0] == 0
+
+    def test_one_that_is_not_there_is_named(self, bundles: Bundles) -> None:
+        with pytest.raises(RuntimeFailed, match="move netdevice nosuch to lan0: link nosuch not found"):
+            bundles.run(self.asked(bundles.spec(["true"]), "nosuch"))
+
+    @pytest.mark.parametrize("name", ["a/b", "a b", "sixteen-letters-", ".."])
+    def test_what_is_no_name_is_refused(self, bundles: Bundles, name: str) -> None:
+        with pytest.raises(InvalidParameter, match=r"invalid network device name"):
+            bundles.run(self.asked(bundles.spec(["true"]), "outside0", name))
+
+    def test_the_hosts_own_namespace_gets_none(self, bundles: Bundles) -> None:
+        configuration = bundles.spec(["true"])
+        assert configuration.linux is not None
+        configuration.linux.namespaces = [n for n in configuration.linux.namespaces if n.type != "network"]
+        with pytest.raises(InvalidParameter, match="unable to move network devices without a NET namespace"):
+            bundles.run(self.asked(configuration))
