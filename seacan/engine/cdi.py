@@ -507,8 +507,7 @@ def _identify(node: DeviceNode) -> tuple[str, int, int]:
     try:
         information = os.lstat(path)
     except OSError as error:
-        reason = f"lstat {path}: {(error.strerror or '').lower()}"
-        raise System(f'failed to stat CDI host device "{path}": {reason}') from error
+        raise System(f'failed to stat CDI host device "{path}": {(error.strerror or "").lower()}') from error
     kinds = {stat.S_IFBLK: "b", stat.S_IFCHR: "c", stat.S_IFIFO: "p"}
     kind = kinds.get(stat.S_IFMT(information.st_mode))
     if kind is None:

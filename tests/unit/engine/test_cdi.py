@@ -225,7 +225,7 @@ class TestEdits:
     @pytest.mark.parametrize(
         ("node", "words"),
         [
-            ({"path": "/dev/nosuch"}, 'failed to stat CDI host device "/dev/nosuch": lstat /dev/nosuch: no such file'),
+            ({"path": "/dev/nosuch"}, 'failed to stat CDI host device "/dev/nosuch": no such file'),
             ({"path": "/dev/x", "hostPath": "/etc"}, 'failed to stat CDI host device "/etc": not a device node'),
             ({"path": "/dev/null", "type": "b"}, 'CDI device ("/dev/null", "/dev/null"), host type mismatch (b, c)'),
         ],
