@@ -13,7 +13,7 @@ import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -63,11 +63,8 @@ def check_options(options: Mapping[str, str]) -> None:
         if option not in _OPTIONS:
             raise InvalidParameter(f'invalid option: "{option}"')
     if options.get("type") == "cifs" and options.get("device"):
-        try:
-            port = urlsplit(options["device"]).port
-        except ValueError as error:
-            raise InvalidParameter(f"error parsing mount device url: {error}") from error
-        if port:
+        _check_url(options["device"])
+        if urlsplit(options["device"]).port:
             raise InvalidParameter("port not allowed in CIFS device URL, include 'port' in 'o='")
     if "size" in options:
         if _SIZE.fullmatch(options["size"]) is None:
@@ -78,6 +75,23 @@ def check_options(options: Mapping[str, str]) -> None:
             for other in needed:
                 if other not in options:
                     raise InvalidParameter(f'missing required option: "{other}"')
+
+
+def _check_url(device: str) -> None:
+    """Raises InvalidParameter, in the words of Go's parser, for what is no URL."""
+    escape = re.search(r"%(?![0-9a-fA-F]{2}).{0,2}", device)
+    host = re.search(r"[\s\"<>\\^`{|}]", device.removeprefix("//").partition("/")[0])
+    if host is not None:
+        cause = f'invalid character "{host[0]}" in host name'
+    elif escape is not None:
+        cause = f'invalid URL escape "{escape[0]}"'
+    else:
+        try:
+            urlsplit(device).port  # noqa: B018 - raises for what is no number
+            return
+        except ValueError as error:
+            cause = str(error)
+    raise InvalidParameter(f'error parsing mount device url: parse "{device}": {cause}')
 
 
 def make(folder: Path, options: Mapping[str, str]) -> None:
@@ -171,7 +185,8 @@ def mount(target: str, options: Mapping[str, str]) -> None:
         if propagation:
             k.mount("none", target, "", propagation | (flags & _MS_REC))
     except OSError as error:
-        cause = f"mount {device}:{target}, flags: {hex(flags)}, data: {data}: {(error.strerror or '').lower()}"
+        given = (f", flags: {hex(flags)}" if flags else "") + (f", data: {data}" if data else "")
+        cause = f"mount {device}:{target}{given}: {(error.strerror or '').lower()}"
         if password is not None and password[1]:
             cause = cause.replace(f"password={password[1]}", "password=********")
         raise System(f"failed to mount local volume: {cause}") from error
@@ -226,7 +241,7 @@ def _resolve(kind: str, device: str, words: str) -> tuple[str, str]:
     if kind == "cifs" and match is None:
         name = urlsplit(device).hostname or ""
         if name and not _is_address(name):
-            return device.replace(name, _lookup(name), 1), words
+            return unquote(device.replace(name, _lookup(name), 1)), words
     return device, words
 
 
@@ -239,7 +254,12 @@ def _is_address(text: str) -> bool:
 
 
 def _lookup(name: str) -> str:
+    """An address of that name, of IPv4 if it has one."""
     try:
-        return str(socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)[0][4][0])
-    except OSError as error:
-        raise System(f"error resolving passed in network volume address: lookup {name}: {error}") from error
+        found = socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)
+    except (OSError, UnicodeError) as error:
+        cause = "no such host"
+        if isinstance(error, OSError) and error.errno not in (socket.EAI_NONAME, socket.EAI_NODATA):
+            cause = error.strerror or str(error)
+        raise System(f"error resolving passed in network volume address: lookup {name}: {cause}") from error
+    return str(min(found, key=lambda one: one[0] != socket.AF_INET)[4][0])

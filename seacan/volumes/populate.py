@@ -54,7 +54,7 @@ def _populate(request: Request, fds: Sequence[int]) -> Result:
     try:
         return Result(Copy(source, target).run())
     except OSError as error:
-        raise System(f"cannot copy {request.path} of the image into the volume: {error}") from error
+        raise System(f"failed to copy files: {request.path}: {(error.strerror or str(error)).lower()}") from error
     finally:
         os.close(source)
 

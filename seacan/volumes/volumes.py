@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -138,7 +139,7 @@ class Volumes:
             name = os.path.relpath(path, self.root).split("/")[0]
             if not self._active(name):
                 try:
-                    await asyncio.to_thread(local.unmount, path)
+                    await _apart(local.unmount, path)
                 except SeacanError as error:
                     log.warning("volume %s: %s", name, error)
         self._trash.sweep_soon()
@@ -267,7 +268,7 @@ class Volumes:
 
     async def _remove(self, volume: Volume) -> None:
         if local.needs_mount(volume.options):
-            await asyncio.to_thread(local.unmount, volume.mountpoint)
+            await _apart(local.unmount, volume.mountpoint)
         folder = self.root / volume.name
         # First the folder, then the row: a crash between leaves a row whose folder is made again, never lost data's
         # ghost.
@@ -355,7 +356,10 @@ class Volumes:
             used = local.needs_mount(volume.options)
             seen = rootfs if used else msgspec.structs.replace(rootfs, mapping=None)
             if used:
-                await self._mount(volume, f"{container}:populate")
+                try:
+                    await self._mount(volume, f"{container}:populate")
+                except System as error:
+                    raise System(f"failed to populate volume: {error.message}") from error
             try:
                 await self._fill(volume, seen, point.destination, entry.stat, full)
             finally:
@@ -407,10 +411,7 @@ class Volumes:
                 raise System(f"error while mounting volume '{point.source}': get {point.name}: no such volume")
             local.make(self.root / volume.name, volume.options or {})
             if local.needs_mount(volume.options):
-                try:
-                    await self._mount(volume, container)
-                except System as error:
-                    raise System(f"error while mounting volume '{volume.mountpoint}': {error.message}") from error
+                await self._mount(volume, container)
             self._emit(
                 "volume",
                 "mount",
@@ -528,19 +529,47 @@ class Volumes:
             self._database.execute("INSERT OR IGNORE INTO volume_mounts VALUES (?, ?)", (volume.name, container))
             try:
                 if not local.mounted(volume.mountpoint):
-                    await asyncio.to_thread(local.mount, volume.mountpoint, volume.options or {})
-            except BaseException:
+                    await _apart(local.mount, volume.mountpoint, volume.options or {})
+            except BaseException as error:
                 self._inactive(volume.name, container)
+                if isinstance(error, System):
+                    raise System(f"error while mounting volume '{volume.mountpoint}': {error.message}") from error
                 raise
 
     async def _unmount(self, volume: Volume, container: str) -> None:
         async with self._lock(volume.name):
             self._inactive(volume.name, container)
             if not self._active(volume.name):
-                await asyncio.to_thread(local.unmount, volume.mountpoint)
+                await _apart(local.unmount, volume.mountpoint)
 
     def _inactive(self, name: str, container: str) -> None:
         self._database.execute("DELETE FROM volume_mounts WHERE volume = ? AND container = ?", (name, container))
+
+
+async def _apart(function: Callable[..., None], *arguments: object) -> None:
+    """Call in a thread that nobody else needs and nobody waits for at the end: a file server may never answer."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.done():  # whoever waited has been cancelled
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            function(*arguments)
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="volume", daemon=True).start()
+    await done
 
 
 def _make_source(path: str) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -280,10 +283,27 @@ class TestMountOptions:
     async def test_what_cannot_be_mounted_fails_the_start_and_hides_the_password(self, volumes: Volumes) -> None:
         options = {"type": "nosuchfs", "device": "/dev/null", "o": "password=secret,username=u"}
         await volumes.create("data", options=options)
-        with pytest.raises(System, match=r"error while mounting volume .*: failed to mount local volume") as failed:
+        with pytest.raises(System) as failed:
             await volumes.mount("c1", [point("data")])
-        assert "secret" not in str(failed.value)
-        assert "********" in str(failed.value)
+        where = volumes.get("data").mountpoint
+        assert failed.value.message == (
+            f"error while mounting volume '{where}': failed to mount local volume: mount /dev/null:{where}, "
+            "data: password=********,username=u: no such device"
+        )
+
+    async def test_a_server_that_does_not_answer_holds_up_nobody_else(
+        self, volumes: Volumes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer = threading.Event()
+        monkeypatch.setattr(local, "mount", lambda *_: answer.wait(60))
+        names = [f"dead{number}" for number in range(40)]
+        for name in names:
+            await volumes.create(name, options={"type": "nfs", "device": ":/x", "o": "addr=192.0.2.1"})
+        waiting = [asyncio.ensure_future(volumes.mount(f"c-{name}", [point(name)])) for name in names]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(asyncio.to_thread(int), 5)
+        answer.set()
+        await asyncio.wait_for(asyncio.gather(*waiting), 5)
 
     async def test_what_a_crash_left_mounted_is_unmounted(
         self, volumes: Volumes, database: Database, launcher: Launcher
@@ -350,6 +370,8 @@ def test_mount_words_become_flags_and_data() -> None:
         ("nfs", ":/x", "addr=10.0.0.1,rw", (":/x", "addr=10.0.0.1,rw")),
         ("nfs", ":/x", "addr=host.test,rw", (":/x", "addr=10.9.9.9,rw")),
         ("cifs", "//host.test/s", "username=u", ("//10.9.9.9/s", "username=u")),
+        ("cifs", "//host.test/s%20t", "username=u", ("//10.9.9.9/s t", "username=u")),
+        ("cifs", "//10.0.0.1/s%20t", "username=u", ("//10.0.0.1/s%20t", "username=u")),
         ("ext4", "/dev/x", "addr=host.test", ("/dev/x", "addr=host.test")),
     ],
 )
@@ -358,3 +380,35 @@ def test_names_of_servers_are_resolved(
 ) -> None:
     monkeypatch.setattr(local, "_lookup", lambda _: "10.9.9.9")
     assert local._resolve(kind, device, words) == resolved
+
+
+def test_a_server_has_an_address_of_ipv4_if_it_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        (family, 0, 6, "", (text, 0)) for family, text in ((socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1"))
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert local._lookup("server") == "127.0.0.1"
+
+
+def test_a_server_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    words = r"^error resolving passed in network volume address: lookup server: no such host$"
+    with pytest.raises(System, match=words):
+        local._resolve("nfs", ":/x", "addr=server")
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("//server:445/share", "port not allowed in CIFS device URL, include 'port' in 'o='"),
+        ("//a b/share", 'error parsing mount device url: parse "//a b/share": invalid character " " in host name'),
+        ("//server/%zz", 'error parsing mount device url: parse "//server/%zz": invalid URL escape "%zz"'),
+    ],
+)
+def test_what_is_no_share(device: str, words: str) -> None:
+    with pytest.raises(InvalidParameter) as failed:
+        local.check_options({"type": "cifs", "device": device})
+    assert failed.value.message == words
