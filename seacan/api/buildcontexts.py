@@ -24,7 +24,8 @@ from seacan.images.load import load
 from seacan.images.manifest import Descriptor, Index, Platform
 from seacan.images.save import tar_member
 from seacan.images.store import Image
-from seacan.registry.copy import Origin, verified
+from seacan.registry.copy import Origin
+from seacan.registry.layout import verified
 from seacan.storage import digest as digests
 from seacan.storage.digest import Digest
 from seacan.storage.pack import BLOCK, header

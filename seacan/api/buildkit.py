@@ -857,7 +857,9 @@ class BuildKit:
                     raise
                 continue
             recorder.completed(vertex)
-            response["cache.manifest"] = msgspec.json.encode(written).decode()
+            if entry.type == "local" or "cache.manifest" not in response:
+                # The client, which has no other word of it, gives it a name in its own folder.
+                response["cache.manifest"] = msgspec.json.encode(written).decode()
         return response
 
     async def _export_one(
@@ -904,7 +906,7 @@ class BuildKit:
         if kind in ("moby", "image"):
             stored, image = await self._store(job, results, form, vertex, inline)
             answer |= {"containerimage.config.digest": image.id, "containerimage.digest": image.id}
-            if not (index or push or form.annotations):
+            if not (index or push or form.annotations or form.compressed):
                 return answer | ({"image.name": ",".join(form.names)} if form.names else {})
         content = await self._step(
             job,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from seacan.engine.options import CacheLimits
 from seacan.errors import System
+from seacan.images.store import LayerBlob
 from seacan.storage.database import Database
 from seacan.storage.trash import Trash
 
@@ -54,7 +55,23 @@ _SCHEMA = (
         media_type TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE build_archives RENAME TO build_archives_before;
+    CREATE TABLE build_archives (
+        layer TEXT NOT NULL REFERENCES build_layers (id) ON DELETE CASCADE,
+        encoding TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        media_type TEXT NOT NULL,
+        PRIMARY KEY (layer, encoding)
+    ) WITHOUT ROWID;
+    INSERT INTO build_archives SELECT layer, '', digest, size, media_type FROM build_archives_before;
+    DROP TABLE build_archives_before;
+    """,
 )
+
+AS_IT_CAME = ""
+"""Instead of an encoding's name: how another engine has made an archive."""
 
 KINDS = ("regular", "source.local", "source.git.checkout", "source.http", "exec.cachemount")
 """What a record can be, in BuildKit's words."""
@@ -192,18 +209,18 @@ class BuildCache:
         os.rename(folder, self.root / "layers" / id)
         return id
 
-    def archive(self, layer: Layer) -> tuple[str, int, str] | None:
-        """Digest, size and media type of the archive that was once made of a layer."""
+    def archive(self, layer: Layer, encoding: str = AS_IT_CAME) -> LayerBlob | None:
+        """The archive that was once made of a layer in an encoding, which may be gone; or in which it came here."""
         row = self._database.execute(
-            "SELECT digest, size, media_type FROM build_archives WHERE layer = ?", (layer.id,)
+            "SELECT digest, size, media_type FROM build_archives WHERE layer = ? AND encoding = ?", (layer.id, encoding)
         ).fetchone()
-        return None if row is None else (row[0], row[1], row[2])
+        return None if row is None else LayerBlob(*row)
 
-    def set_archive(self, layer: Layer, digest: str, size: int, media_type: str) -> None:
+    def set_archive(self, layer: Layer, blob: LayerBlob, encoding: str = AS_IT_CAME) -> None:
         """Remember what archive a layer makes."""
         self._database.execute(
-            "INSERT OR REPLACE INTO build_archives SELECT id, ?, ?, ? FROM build_layers WHERE id = ?",
-            (digest, size, media_type, layer.id),
+            "INSERT OR REPLACE INTO build_archives SELECT id, ?, ?, ?, ? FROM build_layers WHERE id = ?",
+            (encoding, blob.digest, blob.size, blob.media_type, layer.id),
         )
 
     def set_diff_id(self, layer: Layer, diff_id: str, size: int) -> None:

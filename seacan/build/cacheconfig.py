@@ -16,6 +16,7 @@ import msgspec
 from seacan.errors import InvalidParameter, Unsupported
 from seacan.images.config import format_time, parse_time
 from seacan.images.manifest import Descriptor
+from seacan.storage.compression import Encoding
 from seacan.storage.digest import DiffID, Digest, is_digest
 
 MEDIA_TYPE = "application/vnd.buildkit.cacheconfig.v0"
@@ -48,10 +49,20 @@ class Entry:
             raise InvalidParameter(f"failed to parse {name}: {value}")
         return default if not value else value[0] in "1tT"
 
+    @property
+    def encoding(self) -> Encoding:
+        """How layers are compressed. :raises InvalidParameter: :raises Unsupported:"""
+        return Encoding.read(self.attrs)
+
+    @property
+    def oci(self) -> bool:
+        """Are its documents of OCI's media types, or of Docker's? :raises InvalidParameter:"""
+        return self.flag("oci-mediatypes", True)
+
     def check(self) -> None:
         """Refuse what is not supported.
 
-        :raises Unsupported: in words.
+        :raises Unsupported: in words. :raises InvalidParameter: a value is malformed.
         """
         if self.type not in ("registry", "local", "inline"):
             raise Unsupported(f"unknown cache exporter: {self.type!r}".replace("'", '"'))
@@ -60,10 +71,11 @@ class Entry:
                 raise Unsupported(f"cache type {self.type}: the attribute {name} is not supported")
         if self.attrs.get("mode", "min") not in ("", "min", "max"):
             raise InvalidParameter(f"unknown cache export mode: {self.attrs['mode']}")
-        if self.attrs.get("compression", "gzip") not in ("", "gzip"):
-            raise Unsupported(f"cache compression {self.attrs['compression']} is not supported: layers are gzipped")
-        if self.attrs.get("compression-level"):
-            raise Unsupported("a compression level of cached layers is not supported")
+        _ = self.encoding
+        if self.flag("image-manifest", self.oci) and not self.oci:
+            raise InvalidParameter(
+                "invalid configuration for remote cache, OCI mediatypes are required for image-manifest cache format"
+            )
         if self.flag("registry.insecure", False):
             raise Unsupported(
                 "registry.insecure is not supported: name the registry in the daemon's insecure-registries"

@@ -17,7 +17,7 @@ from seacan.build.cacheconfig import Archive, Claim, Claims
 from seacan.errors import InvalidParameter
 from seacan.images.manifest import Descriptor
 from seacan.images.store import Images, Lease
-from seacan.registry.copy import verified
+from seacan.registry.layout import verified
 from seacan.storage.layers import Staged
 from seacan.storage.threads import in_thread
 

@@ -184,33 +184,38 @@ def predicate(facts: Facts) -> bytes:
     if wanted.mode == "max":
         config = _graph(facts, buildkit)
     form = _slsa_1 if wanted.version == "v1" else _slsa_02
-    return msgspec.json.encode(
-        form(facts, source, request, config, buildkit, materials(facts), whole, not local, not local and not networked)
-    )
+    stated = _Stated(source, request, config, buildkit, materials(facts), whole, not local, not local and not networked)
+    return msgspec.json.encode(form(facts, stated))
 
 
-def _slsa_1(
-    facts: Facts,
-    source: Document,
-    request: Document,
-    config: Document | None,
-    buildkit: Document,
-    found: list[Document],
-    whole: bool,
-    complete: bool,
-    hermetic: bool,
-) -> Document:
+@dataclass(frozen=True)
+class _Stated:
+    """What both forms of a provenance say, each in its own place."""
+
+    source: Document
+    request: Document
+    config: Document | None
+    buildkit: Document
+    materials: list[Document]
+    whole: bool
+    """The request is all there."""
+    complete: bool
+    """So are the materials."""
+    hermetic: bool
+
+
+def _slsa_1(facts: Facts, stated: _Stated) -> Document:
     internal: Document = {"builderPlatform": str(host_platform().normalised())}
-    if config is not None:
-        internal["buildConfig"] = config
+    if stated.config is not None:
+        internal["buildConfig"] = stated.config
     if facts.dockerfile_version:
         internal["dockerfileVersion"] = facts.dockerfile_version
     return {
         "buildDefinition": {
             "buildType": _BUILD_TYPE_1,
-            "externalParameters": {"configSource": source, "request": request},
+            "externalParameters": {"configSource": stated.source, "request": stated.request},
             "internalParameters": internal,
-            "resolvedDependencies": found,
+            "resolvedDependencies": stated.materials,
         },
         "runDetails": {
             "builder": {"id": facts.wanted.builder},
@@ -218,47 +223,37 @@ def _slsa_1(
                 "invocationId": facts.invocation,
                 "startedOn": _time(facts.started),
                 "finishedOn": _time(facts.finished),
-                "buildkit_metadata": buildkit,
-                "buildkit_hermetic": hermetic,
-                "buildkit_completeness": {"request": whole, "resolvedDependencies": complete},
+                "buildkit_metadata": stated.buildkit,
+                "buildkit_hermetic": stated.hermetic,
+                "buildkit_completeness": {"request": stated.whole, "resolvedDependencies": stated.complete},
                 "buildkit_reproducible": facts.wanted.reproducible,
             },
         },
     }
 
 
-def _slsa_02(
-    facts: Facts,
-    source: Document,
-    request: Document,
-    config: Document | None,
-    buildkit: Document,
-    found: list[Document],
-    whole: bool,
-    complete: bool,
-    hermetic: bool,
-) -> Document:
-    source = {{"path": "entryPoint"}.get(key, key): value for key, value in source.items()}
+def _slsa_02(facts: Facts, stated: _Stated) -> Document:
+    source = {{"path": "entryPoint"}.get(key, key): value for key, value in stated.source.items()}
     environment: Document = {"platform": str(host_platform().normalised())}
     if facts.dockerfile_version:
         environment["dockerfileVersion"] = facts.dockerfile_version
     document: Document = {
         "builder": {"id": facts.wanted.builder},
         "buildType": _BUILD_TYPE_02,
-        "materials": found,
-        "invocation": {"configSource": source, "parameters": request, "environment": environment},
+        "materials": stated.materials,
+        "invocation": {"configSource": source, "parameters": stated.request, "environment": environment},
         "metadata": {
             "buildInvocationID": facts.invocation,
             "buildStartedOn": _time(facts.started),
             "buildFinishedOn": _time(facts.finished),
-            "completeness": {"parameters": whole, "environment": True, "materials": complete},
+            "completeness": {"parameters": stated.whole, "environment": True, "materials": stated.complete},
             "reproducible": facts.wanted.reproducible,
-            f"{_BUILD_TYPE_02}#hermetic": hermetic,
-            f"{_BUILD_TYPE_02}#metadata": buildkit,
+            f"{_BUILD_TYPE_02}#hermetic": stated.hermetic,
+            f"{_BUILD_TYPE_02}#metadata": stated.buildkit,
         },
     }
-    if config is not None:
-        document["buildConfig"] = config
+    if stated.config is not None:
+        document["buildConfig"] = stated.config
     return document
 
 

@@ -46,7 +46,7 @@ from seacan.build.graph import (
 from seacan.build.imports import Imports
 from seacan.build.progress import Progress, SharedLog
 from seacan.errors import InvalidParameter, NotFound, SeacanError, System
-from seacan.images.store import Images
+from seacan.images.store import Images, LayerBlob
 from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2, syncfs
 from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
 from seacan.storage import digest as digests
@@ -675,7 +675,7 @@ class Build:
         id = cache.take(staged.path)
         layer = cache.put(own, id, description=_description(vertex), size=staged.size, created=claim.created)
         cache.set_diff_id(layer, staged.diff_id, staged.size)
-        cache.set_archive(layer, descriptor.digest, descriptor.size, descriptor.media_type)
+        cache.set_archive(layer, LayerBlob(descriptor.digest, descriptor.size, descriptor.media_type))
         return layer
 
     def _promised(self, definition: str, inputs: Sequence[Result]) -> str | None:

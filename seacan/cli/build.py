@@ -19,10 +19,12 @@ import stat
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
+
+import msgspec
 
 from seacan.build.buildkit import messages as pb
 from seacan.build.buildkit.frontend import SourceText
@@ -31,15 +33,18 @@ from seacan.build.buildkit.rpc import Channel, Status
 from seacan.build.buildkit.rpc import server as grpc_server
 from seacan.build.cacheconfig import Entry
 from seacan.build.dockerfile.instructions import csv_fields
-from seacan.cli import buildprogress, context
+from seacan.cli import buildcontent, buildprogress, context
 from seacan.cli import flags as go
+from seacan.cli.buildcontent import Stores
 from seacan.cli.buildprogress import Progress
 from seacan.cli.buildsession import Offer, agent, connect, secret
 from seacan.cli.client import Client
 from seacan.cli.command import Exit, command, flag, switch
 from seacan.cli.create import memory_swap, ulimit
 from seacan.cli.image import registry_configurations, registry_wallet, show_progress
-from seacan.errors import InvalidParameter, SeacanError, Unsupported
+from seacan.errors import InvalidParameter, SeacanError
+from seacan.images import reference as references
+from seacan.images.manifest import Descriptor
 
 _REMOTE: Final = ("http://", "https://", "git://", "git@", "github.com/", "ssh://")
 _CONTROL: Final = "/moby.buildkit.v1.Control/"
@@ -105,7 +110,7 @@ def build(client: Client, arguments: list[str], **options: Any) -> None:
             raise SeacanError(f"ERROR: failed to build: failed to solve: {error}") from error
         sys.stderr.write("" if options["quiet"] else buildprogress.told(progress.warnings))
         for finish in job.finish:
-            finish()
+            finish(response)
     _report(job, response, options)
 
 
@@ -121,8 +126,8 @@ class Job:
     shared_key: str = ""
     call: str = ""
     """The question, where no image is wanted."""
-    finish: list[Any] = field(default_factory=list)
-    """What is to be done with the output when it is there."""
+    finish: list[Callable[[Mapping[str, str]], None]] = field(default_factory=list)
+    """What is to be done when the output is there; hears of the exporters' answers."""
 
 
 def plan(place: str, options: Mapping[str, Any], undo: contextlib.ExitStack) -> Job:
@@ -139,9 +144,9 @@ def plan(place: str, options: Mapping[str, Any], undo: contextlib.ExitStack) -> 
         if value.startswith(("docker-image://", *_REMOTE)):
             attrs[f"context:{name}"] = value
         elif value.startswith("oci-layout://"):
-            raise Unsupported(
-                "contexts of type oci-layout:// are for docker buildx; load or push the image, and name it"
-            )
+            folder, reference = buildcontent.split(value.removeprefix("oci-layout://"))
+            digest = offer.stores.read(f"oci:{name}", folder, reference)
+            attrs[f"context:{name}"] = f"oci-layout://{name}@{digest}"
         elif os.path.isdir(value):
             offer.folders[name] = value
             attrs[f"context:{name}"] = f"local:{name}"
@@ -150,12 +155,7 @@ def plan(place: str, options: Mapping[str, Any], undo: contextlib.ExitStack) -> 
     offer.secrets = dict(secret(item) for item in options["secret"])
     offer.agents = dict(agent(item) for item in options["ssh"])
     request.entitlements = list(options["allow"]) + (["network.host"] if options["network"] == "host" else [])
-    caches = pb.CacheOptions()
-    for item, found in ((item, caches.imports) for item in options["cache_from"]):
-        found.append(_cache(item))
-    for item, found in ((item, caches.exports) for item in options["cache_to"]):
-        found.append(_cache(item))
-    request.cache = caches
+    _plan_caches(job, options)
     job.call = {"build": "", "lint": "check"}.get(options["call"], options["call"]) if not options["check"] else "check"
     if job.call not in ("", "check", "outline", "targets"):
         raise InvalidParameter(f"invalid call {job.call!r}: want check, outline or targets")
@@ -229,13 +229,53 @@ def _host(item: str) -> str:
     return f"{name}={address.strip('[]')}"
 
 
+def _plan_caches(job: Job, options: Mapping[str, Any]) -> None:
+    caches = pb.CacheOptions()
+    for entry in map(_cache, options["cache_from"]):
+        if entry.type != "local" or _found(job.offer.stores, entry.attrs):
+            caches.imports.append(entry)
+    for entry in map(_cache, options["cache_to"]):
+        if entry.type == "local":
+            _write_to(job, entry.attrs)
+        caches.exports.append(entry)
+    job.request.cache = caches
+
+
+def _found(stores: Stores, attrs: dict[str, str]) -> bool:
+    """Offer the cache in a folder, and say which manifest is meant; False where it has none yet."""
+    folder = attrs.get("src", "")
+    if not folder:
+        raise InvalidParameter("local cache importer requires src")
+    try:
+        wanted = attrs.get("digest") or attrs.get("tag") or "latest"
+        attrs["digest"] = stores.read(f"local:{folder}", folder, wanted)
+    except SeacanError as error:
+        sys.stderr.write(f"WARNING: local cache import at {folder} skipped: {error}\n")
+        return False
+    return True
+
+
+def _write_to(job: Job, attrs: dict[str, str]) -> None:
+    """Offer a folder for the cache that the build makes."""
+    folder = attrs.get("dest", "")
+    if not folder:
+        raise InvalidParameter("local cache exporter requires dest")
+    layout = job.offer.stores.write(f"local:{folder}", folder)
+    tag = attrs.get("tag") or "latest"
+
+    def finish(response: Mapping[str, str]) -> None:
+        if "cache.manifest" in response:
+            described = msgspec.json.decode(response["cache.manifest"], type=Descriptor)
+            buildcontent.name(layout, described, [tag])
+
+    job.finish.append(finish)
+
+
 def _cache(item: str) -> pb.CacheOptionsEntry:
     if "=" not in item:
         return pb.CacheOptionsEntry("registry", {"ref": item})
     given = {key: value for key, _, value in (each.partition("=") for each in csv_fields(item))}
     kind = given.pop("type", "")
-    if kind == "local":
-        raise Unsupported("caches of type=local are for docker buildx; use type=registry or type=inline")
     Entry(kind, given).check()
     return pb.CacheOptionsEntry(kind, given)
 
@@ -303,6 +343,8 @@ def _plan_outputs(job: Job, options: Mapping[str, Any], undo: contextlib.ExitSta
             attrs |= annotations
         if kind == "image" or (kind == "docker" and not destination):
             kind = "moby"
+        elif kind in ("docker", "oci") and attrs.get("tar") in ("false", "0"):
+            _plan_layout(job, destination)
         elif kind in ("local", "tar", "docker", "oci"):
             _plan_file(job, number, kind, destination, undo)
         elif kind != "cacheonly":
@@ -318,7 +360,7 @@ def _plan_file(job: Job, number: int, kind: str, destination: str, undo: context
             raise InvalidParameter("output of type local needs dest=FOLDER")
         spool = undo.enter_context(tempfile.TemporaryFile(dir="/var/tmp"))  # noqa: SIM115
         job.offer.outputs[key] = spool
-        job.finish.append(lambda: unpack(spool, destination))
+        job.finish.append(lambda _response: unpack(spool, destination))
         return
     if not destination or destination == "-":
         if sys.stdout.isatty():
@@ -328,7 +370,23 @@ def _plan_file(job: Job, number: int, kind: str, destination: str, undo: context
     building = f"{destination}.{os.getpid()}.part"
     job.offer.outputs[key] = undo.enter_context(open(building, "wb"))  # noqa: SIM115
     undo.callback(Path(building).unlink, missing_ok=True)
-    job.finish.append(lambda: os.replace(building, destination))
+    job.finish.append(lambda _response: os.replace(building, destination))
+
+
+def _plan_layout(job: Job, folder: str) -> None:
+    """An image as an OCI layout in a folder, rather than an archive of one."""
+    if not folder or folder == "-":
+        raise InvalidParameter("dest is required for an output with tar=false")
+    layout = job.offer.stores.write("export", folder)
+
+    def finish(response: Mapping[str, str]) -> None:
+        if "containerimage.descriptor" in response:
+            described = msgspec.json.decode(base64.b64decode(response["containerimage.descriptor"]), type=Descriptor)
+            names = [name for name in response.get("image.name", "").split(",") if name]
+            tags = [references.parse(name).with_default_tag().tag for name in names]
+            buildcontent.name(layout, described, tags or ["latest"])
+
+    job.finish.append(finish)
 
 
 def output(item: str) -> dict[str, str]:

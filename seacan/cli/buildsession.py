@@ -28,6 +28,7 @@ from seacan.build.buildkit.messages import (
 from seacan.build.buildkit.rpc import NOT_FOUND, Call, Method, Status
 from seacan.build.buildkit.sync import Sender
 from seacan.cli import context
+from seacan.cli.buildcontent import Stores
 from seacan.cli.client import Client
 from seacan.errors import InvalidParameter
 from seacan.registry.credentials import Credentials
@@ -46,6 +47,8 @@ class Offer:
     uploads: dict[str, IO[bytes]] = field(default_factory=dict)
     outputs: dict[str, IO[bytes]] = field(default_factory=dict)
     """By the number of the exporter."""
+    stores: Stores = field(default_factory=Stores)
+    """Folders that are read and written as content stores."""
     credentials: Callable[[str], Credentials] = lambda _domain: Credentials()
 
     def methods(self) -> Mapping[str, Method]:
@@ -63,6 +66,8 @@ class Offer:
             found["/moby.upload.v1.Upload/Pull"] = self._upload
         if self.outputs:
             found["/moby.filesync.v1.FileSend/DiffCopy"] = self._output
+        if self.stores:
+            found |= self.stores.methods()
         return found
 
     async def _health(self, call: Call) -> None:

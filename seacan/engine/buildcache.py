@@ -7,7 +7,6 @@ of the client's, ``type=inline`` a part of the image that is built.
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,24 +17,24 @@ from seacan.build.cache import Layer
 from seacan.build.cacheconfig import Archive, Claims, Entry, Record
 from seacan.build.imports import Cache
 from seacan.build.solver import Solved
+from seacan.engine import buildarchives
 from seacan.errors import InvalidParameter, NotFound, SeacanError, Unsupported
 from seacan.images import config as image_config
 from seacan.images import manifest as manifests
 from seacan.images import reference as references
-from seacan.images.commit import pack_layer
 from seacan.images.manifest import Descriptor, Index, Manifest
 from seacan.images.store import LayerBlob, Lease
-from seacan.registry.copy import Place, RegistryPlace, Stored, verified
+from seacan.registry.copy import Place, RegistryPlace, Stored
 from seacan.registry.credentials import Credentials
+from seacan.registry.layout import verified
 from seacan.storage import digest as digests
 from seacan.storage.blobs import DOCUMENT_LIMIT
+from seacan.storage.compression import GZIP
 from seacan.storage.digest import DiffID, Digest
 
 if TYPE_CHECKING:
     from seacan.engine.builds import Outcome
     from seacan.engine.engine import Engine
-
-_OCI_GZIP = f"{manifests.OCI_LAYER}+gzip"
 
 
 class ContentStores(Protocol):
@@ -154,16 +153,21 @@ def inline_here(engine: Engine, name: str) -> Cache | None:
 
 
 class Exporter:
-    """The cache of one finished build. Layers are archived when a place does not have them."""
+    """The cache of one finished build, in the form that ``entry`` asks for.
 
-    def __init__(self, engine: Engine, outcome: Outcome) -> None:
+    Layers are archived when a place does not have them.
+    """
+
+    def __init__(self, engine: Engine, outcome: Outcome, entry: Entry | None = None) -> None:
         self._engine = engine
+        self._encoding = entry.encoding if entry is not None else GZIP
+        self._oci = entry.oci if entry is not None else True
         self._solved = outcome.solved
         self._result = {id(layer) for layer in outcome.layers}
         self._imports = outcome.imports
         self._lease = Lease(engine.images._leases)
         self._archives: dict[int, Archive | None] = {}
-        self._paths: dict[Digest, Layer] = {}
+        self._layers: dict[Digest, Layer] = {}
 
     async def records(self, *, everything: bool) -> list[Record]:
         """The steps, with the layers of the result, or with all that are known (``mode=max``)."""
@@ -209,13 +213,13 @@ class Exporter:
         if not await place.has_blob(described.digest):
             await place.put_blob(described, body)
         tell(f"writing config {described.digest}")
-        if entry.flag("image-manifest", True):
+        if entry.flag("image-manifest", self._oci):
             media_type = manifests.OCI_MANIFEST
             content = msgspec.json.encode(
                 Manifest(schema_version=2, media_type=media_type, config=described, layers=layers)
             )
         else:
-            media_type = manifests.OCI_INDEX if entry.flag("oci-mediatypes", True) else manifests.DOCKER_LIST
+            media_type = manifests.OCI_INDEX if self._oci else manifests.DOCKER_LIST
             content = msgspec.json.encode(
                 Index(schema_version=2, media_type=media_type, manifests=[*layers, described])
             )
@@ -246,30 +250,27 @@ class Exporter:
     async def _archive_here(self, layer: Layer) -> Archive:
         solver = self._engine.builds.solver
         await solver.diff(layer)
-        remembered = solver.cache.archive(layer)
-        if remembered is None:
-            blob = await self._pack(layer)
-            remembered = (blob.digest, blob.size, _OCI_GZIP)
-            solver.cache.set_archive(layer, *remembered)
-        digest, size, media_type = Digest(remembered[0]), remembered[1], remembered[2]
-        self._paths[digest] = layer
-        return Archive(Descriptor(media_type=media_type, digest=digest, size=size), DiffID(layer.diff_id))
+        blob = buildarchives.known(self._engine, layer, self._encoding)
+        if blob is None:
+            blob = await self._make(layer)
+        self._layers[blob.digest] = layer
+        media_type = manifests.layer_type(manifests.layer_compression(blob.media_type), oci=self._oci)
+        return Archive(Descriptor(media_type=media_type, digest=blob.digest, size=blob.size), DiffID(layer.diff_id))
 
-    async def _pack(self, layer: Layer) -> LayerBlob:
-        blob, _ = await pack_layer(self._engine.images, os.path.realpath(layer.path), self._lease)
-        return blob
+    async def _make(self, layer: Layer) -> LayerBlob:
+        return await buildarchives.archive(self._engine, layer, self._lease, self._encoding)
 
     async def _keep(self, descriptor: Descriptor) -> None:
         """Have the archive in the blob store, if its layer is here."""
         blobs = self._engine.images.blobs
         self._lease.add(descriptor.digest)
-        layer = self._paths.get(descriptor.digest)
+        layer = self._layers.get(descriptor.digest)
         if blobs.contains(descriptor.digest) or layer is None:
             return
-        made = await self._pack(layer)
+        made = await self._make(layer)
         if made.digest != descriptor.digest and not blobs.contains(descriptor.digest):
             # It came from elsewhere, made by another compressor.
-            self._engine.builds.cache.set_archive(layer, made.digest, made.size, _OCI_GZIP)
+            self._engine.builds.cache.set_archive(layer, made)
             raise InvalidParameter(f"cached layer {descriptor.digest} cannot be made again; build once more")
 
     async def _body(self, descriptor: Descriptor) -> AsyncIterator[bytes]:

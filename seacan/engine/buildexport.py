@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Literal, Self
 import msgspec
 
 from seacan.build import provenance
-from seacan.build.cache import Layer
 from seacan.build.graph import Vertex
 from seacan.build.provenance import Facts
-from seacan.errors import InvalidParameter, NotFound, System, Unsupported
+from seacan.engine.buildarchives import archive
+from seacan.errors import InvalidParameter, NotFound, Unsupported
 from seacan.images import manifest as manifests
 from seacan.images import reference as references
-from seacan.images.commit import compress_layer, pack_layer
 from seacan.images.manifest import Descriptor, Index, Manifest, Platform, parse_platform
-from seacan.images.save import archive_blobs, oci_type, tar_member
+from seacan.images.save import archive_blobs, tar_member
 from seacan.images.store import LayerBlob, Lease
 from seacan.registry.copy import Stored
 from seacan.storage import digest as digests
-from seacan.storage.digest import ChainID, Digest
+from seacan.storage.compression import GZIP, Encoding
+from seacan.storage.digest import Digest
 
 if TYPE_CHECKING:
     from seacan.engine.builds import Outcome
@@ -65,13 +65,12 @@ class Form:
     oci_types: bool = True
     oci_artifact: bool = False
     annotations: tuple[Annotation, ...] = ()
+    encoding: Encoding = GZIP
 
     @classmethod
     def read(cls, attributes: Mapping[str, str]) -> Self:
         """:raises InvalidParameter: an attribute is malformed. :raises Unsupported: or nothing we do."""
-        compression = attributes.get("compression", "gzip")
-        if compression not in ("gzip", ""):
-            raise Unsupported(f"compression {compression} is not supported: layers are gzipped")
+        encoding = Encoding.read(attributes)
         if boolean(attributes, "registry.insecure", False):
             raise Unsupported("registry.insecure is not supported: name the registry in insecure-registries instead")
         found = []
@@ -89,6 +88,7 @@ class Form:
             boolean(attributes, "oci-mediatypes", True),
             boolean(attributes, "oci-artifact", False),
             tuple(found),
+            encoding,
         )
         if not form.oci_types and any(each.level != "manifest" for each in found):
             raise InvalidParameter('cannot export annotations with "oci-mediatypes=false"')
@@ -102,6 +102,11 @@ class Form:
             if each.level == level
             and (each.platform is None or (platform is not None and platform.satisfies(each.platform)))
         } or None
+
+    @property
+    def compressed(self) -> bool:
+        """Is something said of how layers are compressed?"""
+        return self.encoding != GZIP
 
     @property
     def of_index(self) -> bool:
@@ -307,13 +312,12 @@ async def _image(
     layers: list[Descriptor] = []
     blobs: list[LayerBlob] = []
     for layer, chain_id in zip(outcome.layers, chain, strict=True):
-        blob = await archive(engine, layer, chain_id, content.lease)
+        blob = await archive(engine, layer, content.lease, form.encoding, engine.images.layer_blob(chain_id))
         blobs.append(blob)
-        media_type = oci_type(blob.media_type)
-        if not form.oci_types:
-            if media_type not in _DOCKER_TYPES:
-                raise Unsupported(f"a layer of type {media_type} cannot be in a manifest of Docker's type")
-            media_type = _DOCKER_TYPES[media_type]
+        compression = manifests.layer_compression(blob.media_type)
+        if not compression and not form.oci_types:
+            raise Unsupported(f"a layer of type {blob.media_type} cannot be in a manifest of Docker's type")
+        media_type = manifests.layer_type(compression, oci=form.oci_types) if compression else blob.media_type
         described = Descriptor(media_type=media_type, digest=blob.digest, size=blob.size)
         content.blobs[blob.digest] = described
         layers.append(described)
@@ -330,31 +334,6 @@ async def _image(
     described = content.add(msgspec.json.encode(manifest), media_type)
     content.parts.append(Part(config.digest, described, blobs))
     return described, layers
-
-
-_DOCKER_TYPES = {
-    manifests.OCI_LAYER: manifests.DOCKER_LAYER,
-    f"{manifests.OCI_LAYER}+gzip": manifests.DOCKER_LAYER_GZIP,
-}
-
-
-async def archive(engine: Engine, layer: Layer, chain_id: ChainID, lease: Lease) -> LayerBlob:
-    """The archive of a layer that is here: one that an image or the cache has, or else made now."""
-    images, cache = engine.images, engine.builds.cache
-    known = images.layer_blob(chain_id)
-    if known is None and not layer.base and (remembered := cache.archive(layer)) is not None:
-        known = LayerBlob(Digest(remembered[0]), remembered[1], remembered[2])
-    if known is not None:
-        lease.add(known.digest)
-        if images.blobs.contains(known.digest):
-            plain = known.media_type in (manifests.OCI_LAYER, manifests.DOCKER_LAYER)
-            return await compress_layer(images, known, lease) if plain else known
-    made, diff_id = await pack_layer(images, layer.path, lease)
-    if diff_id != layer.diff_id:
-        raise System(f"layer {layer.id} has changed on disk: its digest is {diff_id} now")
-    if not layer.base:
-        cache.set_archive(layer, made.digest, made.size, made.media_type)
-    return made
 
 
 def _attestations(

@@ -56,7 +56,7 @@ from seacan.runtime.bundle import Mapping as IDMappings
 from seacan.runtime.task import Task
 from seacan.storage import digest as digests
 from seacan.storage import worker
-from seacan.storage.digest import ChainID, DiffID, Digest
+from seacan.storage.digest import ChainID, DiffID
 from seacan.storage.pack import PackRequest, PackResult
 from seacan.storage.threads import in_thread
 from seacan.storage.view import View
@@ -247,9 +247,7 @@ class Builds:
     def _archive(self, layer: Layer) -> LayerBlob | None:
         """The archive in which a layer came from a cache, if it is here still."""
         known = None if layer.base else self.cache.archive(layer)
-        if known is None or not self.engine.images.blobs.contains(Digest(known[0])):
-            return None
-        return LayerBlob(Digest(known[0]), known[1], known[2])
+        return known if known is not None and self.engine.images.blobs.contains(known.digest) else None
 
     async def diff_ids(self, layers: Sequence[Layer]) -> list[DiffID]:
         """The digests of layers of a result."""
@@ -330,7 +328,7 @@ class Builds:
             credentials = await ask(reference.domain)
             place = RegistryPlace(await self.engine.distribution.repository(reference, credentials, push=True))
             tag = reference.tag
-        exporter = buildcache.Exporter(self.engine, outcome)
+        exporter = buildcache.Exporter(self.engine, outcome, entry)
         try:
             return await exporter.write(place, tag, entry, tell)
         finally:

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
-from isal import isal_zlib
 
 from seacan.errors import InvalidParameter, System
 from seacan.images import config as image_config
@@ -23,11 +22,12 @@ from seacan.images.store import Image, Images, LayerBlob, Lease
 from seacan.runtime.bundle import DirectoryRoot
 from seacan.storage import digest as digests
 from seacan.storage import unpack, walk, worker
-from seacan.storage.compression import Compression
+from seacan.storage.blobs import BlobWriter
+from seacan.storage.compression import GZIP, Encoding
 from seacan.storage.digest import ChainID, DiffID, Digest
 from seacan.storage.layers import Staged
-from seacan.storage.pack import PackRequest, PackResult
-from seacan.storage.threads import in_thread, in_thread_until
+from seacan.storage.pack import ConvertRequest, PackRequest, PackResult
+from seacan.storage.threads import in_thread_until
 
 
 class NewLayer(msgspec.Struct, frozen=True):
@@ -39,35 +39,34 @@ class NewLayer(msgspec.Struct, frozen=True):
     size: int
 
 
-async def pack_layer(images: Images, upper: os.PathLike[str] | str, lease: Lease) -> tuple[LayerBlob, DiffID]:
-    """Archive an upper folder (overlay's marks and all) into the blob store, gzipped."""
+async def pack_layer(
+    images: Images, upper: os.PathLike[str] | str, lease: Lease, encoding: Encoding = GZIP
+) -> tuple[LayerBlob, DiffID]:
+    """Archive an upper folder (overlay's marks and all) into the blob store."""
     with images.blobs.writer(f"layer of {os.fspath(upper)}") as writer:
+        request = PackRequest("layer", DirectoryRoot(os.fspath(upper)), encoding)
+        result = await worker.run(images.launcher, "seacan.storage.pack:main", request, (writer.fileno,), PackResult)
+        return _adopt(writer, result, lease, encoding), DiffID(result.diff_id)
+
+
+async def convert_layer(images: Images, blob: LayerBlob, lease: Lease, encoding: Encoding = GZIP) -> LayerBlob:
+    """A layer's archive compressed otherwise: what it unpacks to is the same to the byte.
+
+    :raises InvalidParameter: the archive is broken.
+    """
+    with images.blobs.open(blob.digest) as file, images.blobs.writer(f"archive of {blob.digest}") as writer:
+        descriptors = (file.fileno(), writer.fileno)
         result = await worker.run(
-            images.launcher,
-            "seacan.storage.pack:main",
-            PackRequest("layer", DirectoryRoot(os.fspath(upper)), compress=True),
-            (writer.fileno,),
-            PackResult,
+            images.launcher, "seacan.storage.pack:convert_main", ConvertRequest(encoding), descriptors, PackResult
         )
-        lease.add(result.digest)
-        writer.adopt(Digest(result.digest), result.size)
-    return LayerBlob(Digest(result.digest), result.size, manifests.DOCKER_LAYER_GZIP), DiffID(result.diff_id)
+        return _adopt(writer, result, lease, encoding)
 
 
-async def compress_layer(images: Images, blob: LayerBlob, lease: Lease) -> LayerBlob:
-    """The gzipped form of a layer that is kept as it is unpacked."""
-
-    def compress() -> tuple[Digest, int]:
-        with images.blobs.open(blob.digest) as file, images.blobs.writer("compressed layer") as writer:
-            compressor = isal_zlib.compressobj(1, isal_zlib.DEFLATED, 31)
-            while chunk := file.read(1 << 20):
-                writer.write(compressor.compress(chunk))
-            writer.write(compressor.flush())
-            lease.add(writer.digest)
-            return writer.commit(), writer.size
-
-    digest, size = await in_thread(compress)
-    return LayerBlob(digest, size, manifests.DOCKER_LAYER_GZIP)
+def _adopt(writer: BlobWriter, result: PackResult, lease: Lease, encoding: Encoding) -> LayerBlob:
+    digest = Digest(result.digest)
+    lease.add(digest)
+    writer.adopt(digest, result.size)
+    return LayerBlob(digest, result.size, manifests.stored_layer_type(encoding.kind.value))
 
 
 async def commit_layer(
@@ -238,8 +237,4 @@ async def _receive_layer(images: Images, body: AsyncIterator[bytes], lease: Leas
             raise
         lease.add(writer.digest)
         digest = writer.commit()
-        media_type = {
-            Compression.GZIP.value: manifests.DOCKER_LAYER_GZIP,
-            Compression.ZSTD.value: manifests.OCI_LAYER + "+zstd",
-        }.get(staged.compression, manifests.DOCKER_LAYER)
-        return LayerBlob(digest, writer.size, media_type), staged
+        return LayerBlob(digest, writer.size, manifests.stored_layer_type(staged.compression)), staged

@@ -483,10 +483,7 @@ class Loader:
     def _media_type(self, member: _Member) -> str:
         with self._images.blobs.open(member.digest) as file:
             kind = detect(file.read(16))
-        return {
-            Compression.GZIP: manifests.DOCKER_LAYER_GZIP,
-            Compression.ZSTD: manifests.OCI_LAYER + "+zstd",
-        }.get(kind, manifests.DOCKER_LAYER)
+        return manifests.stored_layer_type(kind.value)
 
 
 class _Follower:

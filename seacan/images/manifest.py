@@ -25,6 +25,13 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+DOCKER_LAYER_ZSTD = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+
+_LAYER_TYPES = {
+    "none": (OCI_LAYER, DOCKER_LAYER),
+    "gzip": (OCI_LAYER + "+gzip", DOCKER_LAYER_GZIP),
+    "zstd": (OCI_LAYER + "+zstd", DOCKER_LAYER_ZSTD),
+}
 
 INDEX_TYPES = frozenset((OCI_INDEX, DOCKER_LIST))
 MANIFEST_TYPES = frozenset((OCI_MANIFEST, DOCKER_MANIFEST))
@@ -69,6 +76,21 @@ class Platform(msgspec.Struct, omit_defaults=True, frozen=True):
         if mine.os != other.os or mine.architecture != other.architecture:
             return False
         return mine.variant == other.variant or not wanted.variant or (not mine.variant and not other.variant)
+
+
+def layer_type(compression: str, *, oci: bool) -> str:
+    """The media type of a layer's archive that is compressed so (``none``, ``gzip`` or ``zstd``)."""
+    return _LAYER_TYPES[compression][0 if oci else 1]
+
+
+def stored_layer_type(compression: str) -> str:
+    """The media type under which an archive that nobody has given one is kept: Docker's, where Docker has one."""
+    return layer_type(compression, oci=compression == "zstd") if compression in _LAYER_TYPES else DOCKER_LAYER
+
+
+def layer_compression(media_type: str) -> str:
+    """How a layer's archive of this media type is compressed; "" for one that is unknown."""
+    return next((compression for compression, types in _LAYER_TYPES.items() if media_type in types), "")
 
 
 def platform_of(config: ImageConfig) -> Platform:

@@ -25,10 +25,6 @@ from seacan.storage.pack import BLOCK, header
 from seacan.storage.threads import in_thread
 
 _READ = 1 << 20
-_OCI_TYPES = {
-    manifests.DOCKER_LAYER: manifests.OCI_LAYER,
-    manifests.DOCKER_LAYER_GZIP: manifests.OCI_LAYER + "+gzip",
-}
 
 
 class _Selected(msgspec.Struct):
@@ -252,7 +248,8 @@ def new_manifest(image: Image, config_size: int, layers: Sequence[LayerBlob]) ->
 
 def oci_type(media_type: str) -> str:
     """OCI's media type for a layer of Docker's."""
-    return _OCI_TYPES.get(media_type, media_type or manifests.OCI_LAYER)
+    compression = manifests.layer_compression(media_type)
+    return manifests.layer_type(compression, oci=True) if compression else media_type or manifests.OCI_LAYER
 
 
 def tar_member(name: bytes, content: bytes) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import tarfile
 import tempfile
@@ -18,9 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
-from seacan.errors import InvalidParameter, NotFound, System
+from seacan.errors import InvalidParameter, NotFound
 from seacan.images import manifest as manifests
 from seacan.images import reference as references
 from seacan.images.manifest import Descriptor, Index
@@ -28,14 +25,14 @@ from seacan.registry.client import Registries, RegistryError, Repository, Unreac
 from seacan.registry.credentials import Credentials
 from seacan.registry.endpoints import Settings
 from seacan.registry.group import Group
+from seacan.registry.layout import Layout, verified
 from seacan.storage import digest as digests
-from seacan.storage.blobs import DOCUMENT_LIMIT, Blobs, DigestMismatch
+from seacan.storage.blobs import Blobs, DigestMismatch
 from seacan.storage.digest import Digest
 from seacan.storage.threads import in_thread
 
 _AT_ONCE = 4
 _READ = 1 << 20
-_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 Tell = Callable[[str], None]
 """Hears of each step, in words."""
@@ -131,25 +128,6 @@ class Copy:
             self._tell(f"blob {descriptor.digest} ({descriptor.size} bytes)")
 
 
-async def verified(descriptor: Descriptor, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes; raises before the last piece is passed on if they are not what the descriptor says."""
-    checksum = hashlib.sha256()
-    size = 0
-    held = b""
-    async for chunk in body:
-        size += len(chunk)
-        if size > descriptor.size:
-            raise DigestMismatch(f"blob {descriptor.digest}: more than the announced {descriptor.size} bytes")
-        checksum.update(chunk)
-        if held:
-            yield held
-        held = chunk
-    if size != descriptor.size or "sha256:" + checksum.hexdigest() != descriptor.digest:
-        raise DigestMismatch(f"blob verification failed for digest {descriptor.digest}")
-    if held:
-        yield held
-
-
 async def open_place(
     name: str,
     registries: Registries,
@@ -163,7 +141,7 @@ async def open_place(
     if kind in ("oci", "archive"):
         path, tag = _split_path(rest)
         if kind == "oci":
-            return _Layout(path, write=write), tag
+            return Layout(path, write=write), tag
         scratch = Path(
             undo.enter_context(tempfile.TemporaryDirectory(prefix="seacan-copy-", dir=path.resolve().parent))
         )
@@ -255,94 +233,7 @@ class Stored:
                 yield chunk
 
 
-class _Layout:
-    """An OCI layout in a folder (https://github.com/opencontainers/image-spec/blob/main/image-layout.md)."""
-
-    def __init__(self, folder: Path, *, write: bool) -> None:
-        self._folder = folder
-        self._blobs = folder / "blobs/sha256"
-        self._index = Index(schema_version=2, media_type=manifests.OCI_INDEX)
-        if write:
-            self._blobs.mkdir(parents=True, exist_ok=True)
-            (folder / "oci-layout").write_bytes(_LAYOUT)
-        if not write or (folder / "index.json").exists():
-            try:
-                document = manifests.decode((folder / "index.json").read_bytes(), f"{folder}/index.json")
-            except FileNotFoundError:
-                raise NotFound(f"{folder} is no OCI layout: it has no index.json") from None
-            if not isinstance(document, Index):
-                raise InvalidParameter(f"{folder}/index.json is not an image index")
-            self._index = document
-
-    async def manifest(self, reference: str) -> tuple[bytes, str]:
-        if digests.is_digest(reference):
-            return self._read(Digest(reference)), ""
-        named = [item for item in self._index.manifests if not reference or _tag(item) == reference]
-        if len({item.digest for item in named}) != 1:
-            problem = "has no" if not named else "has more than one"
-            raise NotFound(f"{self._folder} {problem} image{f' tagged {reference}' if reference else ''}")
-        return self._read(named[0].digest), named[0].media_type
-
-    def _read(self, digest: Digest) -> bytes:
-        path = self._blobs / digests.hexadecimal(digest)
-        try:
-            with path.open("rb") as file:
-                content = file.read(DOCUMENT_LIMIT + 1)
-        except FileNotFoundError:
-            raise NotFound(f"{self._folder} has no blob {digest}") from None
-        if digests.of(content) != digest:
-            raise DigestMismatch(f"{path} is not what its name says")
-        return content
-
-    async def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
-        try:
-            file = (self._blobs / digests.hexadecimal(descriptor.digest)).open("rb")
-        except FileNotFoundError:
-            raise NotFound(f"{self._folder} has no blob {descriptor.digest}") from None
-        with file:
-            while chunk := await in_thread(file.read, _READ):
-                yield chunk
-
-    async def has_blob(self, digest: Digest) -> bool:
-        return (self._blobs / digests.hexadecimal(digest)).exists()
-
-    async def put_blob(self, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]) -> None:
-        path = self._blobs / digests.hexadecimal(descriptor.digest)
-        building = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with building.open("wb") as file:
-                async for chunk in body():
-                    await in_thread(file.write, chunk)
-            building.rename(path)
-        finally:
-            building.unlink(missing_ok=True)
-
-    async def put_manifest(self, reference: str, media_type: str, content: bytes) -> None:
-        digest = digests.of(content)
-        path = self._blobs / digests.hexadecimal(digest)
-        building = path.with_name(f".{path.name}.{os.getpid()}")
-        building.write_bytes(content)
-        building.rename(path)
-        if digests.is_digest(reference):
-            if reference != digest:
-                raise System(f"manifest {digest} cannot be stored as {reference}")
-            return
-        others = [item for item in self._index.manifests if _tag(item) != reference]
-        named = Descriptor(
-            media_type=media_type,
-            digest=digest,
-            size=len(content),
-            annotations={"org.opencontainers.image.ref.name": reference},
-        )
-        self._index = msgspec.structs.replace(self._index, manifests=[*others, named])
-
-    async def finish(self) -> None:
-        building = self._folder / f".index.json.{os.getpid()}"
-        building.write_bytes(msgspec.json.encode(self._index))
-        building.rename(self._folder / "index.json")
-
-
-class _Archive(_Layout):
+class _Archive(Layout):
     """An OCI layout in a tar file, unpacked beside it for as long as it is used."""
 
     def __init__(self, path: Path, scratch: Path, *, write: bool) -> None:
@@ -394,8 +285,3 @@ def _pack(folder: Path, path: Path) -> None:
             with (folder / name).open("rb") as file:
                 info.size, info.mode = os.fstat(file.fileno()).st_size, 0o644
                 archive.addfile(info, file)
-
-
-def _tag(descriptor: Descriptor) -> str:
-    name = (descriptor.annotations or {}).get("org.opencontainers.image.ref.name", "")
-    return name.rpartition(":")[2] if "/" in name else name

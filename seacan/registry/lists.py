@@ -16,8 +16,9 @@ from seacan.images import reference as references
 from seacan.images.manifest import Descriptor, Index, Manifest, Platform
 from seacan.images.reference import Reference
 from seacan.registry.client import Registries
-from seacan.registry.copy import Copy, RegistryPlace, open_place, verified
+from seacan.registry.copy import Copy, RegistryPlace, open_place
 from seacan.registry.credentials import Credentials
+from seacan.registry.layout import verified
 from seacan.storage import digest as digests
 from seacan.storage.digest import Digest
 

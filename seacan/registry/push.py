@@ -16,7 +16,7 @@ import msgspec
 from seacan.errors import NotFound, SeacanError, System
 from seacan.images import manifest as manifests
 from seacan.images import progress
-from seacan.images.commit import compress_layer, ensure_archives
+from seacan.images.commit import convert_layer, ensure_archives
 from seacan.images.indexes import Entry
 from seacan.images.manifest import Descriptor, Manifest, Platform
 from seacan.images.progress import Report, short_id
@@ -232,7 +232,7 @@ class _Push:
             raise System(f"layer {diff_id} has no archive to push")
         if blob.media_type in _PLAIN and not as_it_came:
             async with slots:
-                blob = await compress_layer(self._images, blob, lease)
+                blob = await convert_layer(self._images, blob, lease)
         await self._send_retried(label, blob, slots)
         return blob
 

@@ -2,20 +2,23 @@
 
 Knows gzip (several members too), zstd (several frames), xz, bzip2 and no compression at all: what dockerd knows.
 Memory stays bounded whatever the stream claims: windows above 128 MiB are refused, chunks are about 1 MiB.
+The other direction is :class:`Encoding`: gzip, zstd, or none.
 """
 
 from __future__ import annotations
 
 import bz2
 import lzma
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, Self
 
+import msgspec
 import zstandard
 from isal import igzip_lib, isal_zlib
 
-from seacan.errors import InvalidParameter
+from seacan.errors import InvalidParameter, Unsupported
 
 CHUNK = 1 << 20
 """Bytes that an expanded chunk has at most (but for plain streams, which are passed on as they come)."""
@@ -26,6 +29,10 @@ ReadChunk = Callable[[], bytes]
 _ZSTD_WINDOW = 128 << 20
 _ZSTD_SLICE = 8 << 10
 _XZ_MEMORY = 256 << 20
+_ZSTD_LEVEL = 3
+_ZSTD_WRITTEN_WINDOW = 23
+"""Base 2 logarithm of the largest window that is written: 8 MiB, which every decoder should allow (RFC 8878)."""
+_GZIP_HEADER = 31
 
 
 class Compression(Enum):
@@ -34,6 +41,78 @@ class Compression(Enum):
     ZSTD = "zstd"
     XZ = "xz"
     BZIP2 = "bzip2"
+
+
+class Compressor(Protocol):
+    """A stream being compressed (``zlib.compressobj``'s shape)."""
+
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+class Encoding(msgspec.Struct, frozen=True):
+    """How an archive that is written is compressed: gzip, zstd, or not at all.
+
+    ``level`` is gzip's (0 to 9) or zstd's (0 to 22); None is the fastest that is worth it. ``force`` asks for it of
+    archives that exist already, too.
+    """
+
+    kind: Compression = Compression.GZIP
+    level: int | None = None
+    force: bool = False
+
+    @classmethod
+    def read(cls, attributes: Mapping[str, str]) -> Self:
+        """From a build's exporter: ``compression``, ``compression-level`` and ``force-compression``.
+
+        :raises InvalidParameter: a value is malformed. :raises Unsupported: or nothing we do.
+        """
+        name = attributes.get("compression", "") or "gzip"
+        if name == "estargz":
+            raise Unsupported("compression estargz is not supported: choose gzip, zstd or uncompressed")
+        kind = {"uncompressed": Compression.NONE, "gzip": Compression.GZIP, "zstd": Compression.ZSTD}.get(name)
+        if kind is None:
+            raise InvalidParameter(f"unsupported compression type {name}")
+        force = attributes.get("force-compression", "false") or "true"
+        if force not in _TRUE + _FALSE:
+            raise InvalidParameter(f"non-bool value {force} specified for force-compression")
+        text = attributes.get("compression-level")
+        level: int | None = None
+        if text is not None:
+            most = 22 if kind is Compression.ZSTD else 9
+            if not (text.isascii() and text.removeprefix("-").isdigit()):
+                raise InvalidParameter(f"non-integer value {text} specified for compression-level")
+            if text.startswith("-") or len(text) > 2 or int(text) > most:
+                raise InvalidParameter(f"{name}: invalid compression level: {text}: it is a number from 0 to {most}")
+            level = int(text) if kind is not Compression.NONE else None
+        return cls(kind, level, force in _TRUE)
+
+    @property
+    def name(self) -> str:
+        """What tells archives of the same content apart: encodings with one name make the same bytes."""
+        return self.kind.value if self.level is None else f"{self.kind.value}-{self.level}"
+
+    def compressor(self) -> Compressor | None:
+        """What compresses one stream; None where nothing is to be done."""
+        if self.kind is Compression.NONE:
+            return None
+        if self.kind is Compression.ZSTD:
+            level = self.level or _ZSTD_LEVEL
+            found = zstandard.ZstdCompressionParameters.from_level(level)
+            parameters = zstandard.ZstdCompressionParameters.from_level(
+                level, window_log=min(found.window_log, _ZSTD_WRITTEN_WINDOW), write_checksum=True
+            )
+            return zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        if self.level is None:
+            return isal_zlib.compressobj(1, isal_zlib.DEFLATED, _GZIP_HEADER)
+        return zlib.compressobj(self.level, zlib.DEFLATED, _GZIP_HEADER)
+
+
+GZIP = Encoding()
+"""What registries and every client know."""
+
+_TRUE = ("1", "t", "T", "true", "TRUE", "True")
+_FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 
 def detect(head: bytes) -> Compression:

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
-from isal import isal_zlib
 
 from seacan.errors import System
 from seacan.runtime.bundle import Rootfs
-from seacan.storage import walk, worker
+from seacan.storage import compression, walk, worker
+from seacan.storage.compression import Encoding
 from seacan.storage.mounting import open_rootfs
 from seacan.storage.unpack import OPAQUE_MARKER, WHITEOUT_PREFIX
 
@@ -36,14 +36,17 @@ _OCTAL_SIZE = 0o77777777777
 
 
 class PackRequest(msgspec.Struct, frozen=True):
-    """``rootfs`` is what to archive: for a layer, the upper folder as a directory root.
-
-    ``compress`` is for layers: gzip at its fastest, which a registry wants anyway.
-    """
+    """``rootfs`` is what to archive: for a layer, the upper folder as a directory root. ``encoding`` is for layers."""
 
     kind: Literal["layer", "tree"]
     rootfs: Rootfs
-    compress: bool = False
+    encoding: Encoding | None = None
+
+
+class ConvertRequest(msgspec.Struct, frozen=True):
+    """An archive in another form."""
+
+    encoding: Encoding
 
 
 class PackResult(msgspec.Struct, frozen=True):
@@ -59,6 +62,22 @@ def main(argument: str, fds: Sequence[int]) -> int:
     return worker.answer(_pack, PackRequest, argument, fds)
 
 
+def convert_main(argument: str, fds: Sequence[int]) -> int:
+    """The worker that compresses an archive anew: descriptors are the archive, the output and the report."""
+    return worker.answer(_convert, ConvertRequest, argument, fds)
+
+
+def _convert(request: ConvertRequest, fds: Sequence[int]) -> PackResult:
+    sink = _Sink(fds[1], hashed=True, encoding=request.encoding)
+    sink.start()
+    try:
+        for chunk in compression.expand(lambda: os.read(fds[0], _COPY))[1]:
+            sink.write(chunk)
+    finally:
+        sink.finish()
+    return sink.result()
+
+
 def _pack(request: PackRequest, fds: Sequence[int]) -> PackResult:
     root = open_rootfs(request.rootfs)
     os.fchdir(root)
@@ -71,25 +90,23 @@ def _pack(request: PackRequest, fds: Sequence[int]) -> PackResult:
     sys.path_importer_cache.clear()
     os.close(root)
     root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # a mount's own descriptor only names it
-    sink = _Sink(fds[0], hashed=request.kind == "layer", compress=request.compress)
+    sink = _Sink(fds[0], hashed=request.kind == "layer", encoding=request.encoding)
     sink.start()
     try:
         _Archive(sink, layer=request.kind == "layer").write(root)
     finally:
         sink.finish()
-    if sink.error is not None:
-        raise sink.error
-    return PackResult("sha256:" + sink.expanded.hexdigest(), "sha256:" + sink.written.hexdigest(), sink.size)
+    return sink.result()
 
 
 class _Sink(threading.Thread):
     """Hashes, compresses and writes what the walk produces, beside it."""
 
-    def __init__(self, descriptor: int, *, hashed: bool, compress: bool) -> None:
+    def __init__(self, descriptor: int, *, hashed: bool, encoding: Encoding | None) -> None:
         super().__init__(daemon=True)
         self._descriptor = descriptor
         self._hashed = hashed
-        self._compressor = isal_zlib.compressobj(1, isal_zlib.DEFLATED, 31) if compress else None
+        self._compressor = encoding.compressor() if encoding is not None else None
         self._queue: queue.Queue[bytes | None] = queue.Queue(8)
         self._parts: list[bytes] = []
         self._gathered = 0
@@ -118,6 +135,12 @@ class _Sink(threading.Thread):
             self._pass_on()
         self._queue.put(None)
         self.join()
+
+    def result(self) -> PackResult:
+        """What has been written. :raises OSError: it could not be."""
+        if self.error is not None:
+            raise self.error
+        return PackResult("sha256:" + self.expanded.hexdigest(), "sha256:" + self.written.hexdigest(), self.size)
 
     def run(self) -> None:
         while (chunk := self._queue.get()) is not None:

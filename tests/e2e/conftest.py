@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -163,3 +164,44 @@ def buildx_environment(tmp_path: Path) -> dict[str, str]:
     plugins.mkdir(parents=True)
     (plugins / "docker-buildx").symlink_to(BUILDX)
     return {"DOCKER_CONFIG": str(plugins.parent), "DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"}
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    """The folder that ``build`` builds."""
+    folder = tmp_path / "context"
+    folder.mkdir()
+    return folder
+
+
+class Build(Protocol):
+    def __call__(
+        self, *arguments: str, on: Daemon | None = None, dockerfile: str = "", folder: str = "", fails: bool = False
+    ) -> str:
+        """Run ``docker build`` on the session's daemon or another; gives what it says.
+
+        ``dockerfile`` is written first, ``folder`` built instead of the context.
+        """
+
+
+@pytest.fixture
+def build(daemon: Daemon, context: Path, buildx_environment: dict[str, str]) -> Build:
+    """``docker build`` as buildx does it."""
+
+    def build(
+        *arguments: str, on: Daemon | None = None, dockerfile: str = "", folder: str = "", fails: bool = False
+    ) -> str:
+        engine = on or daemon
+        if dockerfile:
+            (context / "Dockerfile").write_text(dockerfile)
+        done = subprocess.run(
+            [str(DOCKER), "build", *arguments, folder or str(context)],
+            env={**engine.environment(), **buildx_environment},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert bool(done.returncode) == fails, f"{done.stderr}\n{engine.log_tail()}"
+        return done.stderr
+
+    return build

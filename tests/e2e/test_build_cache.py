@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.hosts import DOCKER, Daemon
-
-Build = Callable[..., str]
+from tests.e2e.conftest import Build
+from tests.hosts import REPOSITORY, Daemon
 
 DOCKERFILE = """\
 FROM busybox AS tools
@@ -31,28 +31,10 @@ RUN --mount=type=bind,source=a.txt,target=/a cat /a >> /now
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Path:
-    folder = tmp_path / "context"
-    folder.mkdir()
-    (folder / "a.txt").write_text("a\n")
-    (folder / "Dockerfile").write_text(DOCKERFILE)
-    return folder
-
-
-@pytest.fixture
-def build(context: Path, buildx_environment: dict[str, str]) -> Build:
-    def build(daemon: Daemon, *arguments: str, fails: bool = False) -> str:
-        done = subprocess.run(
-            [str(DOCKER), "build", *arguments, str(context)],
-            env={**daemon.environment(), **buildx_environment},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert bool(done.returncode) == fails, f"{done.stderr}\n{daemon.log_tail()}"
-        return done.stderr
-
-    return build
+def context(context: Path) -> Path:
+    (context / "a.txt").write_text("a\n")
+    (context / "Dockerfile").write_text(DOCKERFILE)
+    return context
 
 
 def id_of(daemon: Daemon, image: str) -> str:
@@ -78,9 +60,9 @@ def test_a_second_engine_takes_every_step_from_a_registry(
     daemon: Daemon, new_daemon: Callable[..., Daemon], registry: str, build: Build, mode: str, form: str
 ) -> None:
     where = f"type=registry,ref={registry}/cache:{mode}"
-    build(daemon, "-t", "first", "--no-cache", "--cache-to", f"{where},mode={mode},image-manifest={form}")
+    build("-t", "first", "--no-cache", "--cache-to", f"{where},mode={mode},image-manifest={form}")
     other = new_daemon()
-    output = build(other, "-t", "second", "--cache-from", where)
+    output = build("-t", "second", "--cache-from", where, on=other)
     assert steps_run(output) == []
     assert id_of(other, "second") == id_of(daemon, "first")
     if mode == "min":  # what only led to the result is neither fetched nor made
@@ -92,10 +74,10 @@ def test_a_stage_that_was_not_exported_is_made_when_it_is_needed(
     daemon: Daemon, new_daemon: Callable[..., Daemon], registry: str, build: Build, context: Path
 ) -> None:
     where = f"type=registry,ref={registry}/cache"
-    build(daemon, "-t", "first", "--no-cache", "--cache-to", where)
+    build("-t", "first", "--no-cache", "--cache-to", where)
     (context / "Dockerfile").write_text(DOCKERFILE + "COPY --from=tools /tool /again\n")
     other = new_daemon()
-    output = build(other, "-t", "second", "--cache-from", where)
+    output = build("-t", "second", "--cache-from", where, on=other)
     tool = daemon.out("run", "--rm", "--network=none", "first", "cat", "/tool")
     assert other.out("run", "--rm", "--network=none", "second", "cat", "/tool") == tool
     assert other.out("run", "--rm", "--network=none", "second", "cat", "/again") != tool
@@ -106,25 +88,25 @@ def test_the_cache_goes_on_from_engine_to_engine(
     daemon: Daemon, new_daemon: Callable[..., Daemon], registry: str, build: Build
 ) -> None:
     first, second = (f"type=registry,ref={registry}/{name}" for name in ("first", "second"))
-    build(daemon, "--no-cache", "--cache-to", f"{first},mode=max")
+    build("--no-cache", "--cache-to", f"{first},mode=max")
     other = new_daemon()
-    output = build(other, "--cache-from", first, "--cache-to", f"{second},mode=max")
+    output = build("--cache-from", first, "--cache-to", f"{second},mode=max", on=other)
     assert steps_run(output) == []
     third = new_daemon()
-    assert steps_run(build(third, "--cache-from", second)) == []
+    assert steps_run(build("--cache-from", second, on=third)) == []
 
 
 def test_an_image_carries_its_cache(
     daemon: Daemon, new_daemon: Callable[..., Daemon], registry: str, build: Build
 ) -> None:
     name = f"{registry}/app:1"
-    build(daemon, "-t", name, "--no-cache", "--build-arg", "BUILDKIT_INLINE_CACHE=1")
+    build("-t", name, "--no-cache", "--build-arg", "BUILDKIT_INLINE_CACHE=1")
     daemon.docker("push", name)
     other = new_daemon()
-    assert steps_run(build(other, "-t", "again", "--cache-from", name)) == []
+    assert steps_run(build("-t", "again", "--cache-from", name, on=other)) == []
     third = new_daemon()
     third.docker("pull", name)
-    assert steps_run(build(third, "-t", "again", "--cache-to", "type=inline", "--cache-from", name)) == []
+    assert steps_run(build("-t", "again", "--cache-to", "type=inline", "--cache-from", name, on=third)) == []
     assert id_of(third, "again") == id_of(daemon, name)
     daemon.docker("rmi", name)
 
@@ -148,7 +130,7 @@ def test_classic_builds_use_the_cache_of_an_image(
 def folder_cache(daemon: Daemon, build: Build, tmp_path: Path) -> Path:
     """A cache in a folder of the client's, of the build above."""
     folder = tmp_path / "cache"
-    build(daemon, "-t", "first", "--no-cache", "--cache-to", f"type=local,dest={folder},mode=max")
+    build("-t", "first", "--no-cache", "--cache-to", f"type=local,dest={folder},mode=max")
     return folder
 
 
@@ -156,7 +138,7 @@ def test_a_second_engine_takes_every_step_from_a_folder(
     daemon: Daemon, new_daemon: Callable[..., Daemon], build: Build, folder_cache: Path
 ) -> None:
     other = new_daemon()
-    assert steps_run(build(other, "-t", "second", "--cache-from", f"type=local,src={folder_cache}")) == []
+    assert steps_run(build("-t", "second", "--cache-from", f"type=local,src={folder_cache}", on=other)) == []
     assert id_of(other, "second") == id_of(daemon, "first")
     blobs = {path.name for path in (folder_cache / "blobs/sha256").iterdir()}
     assert all(
@@ -224,8 +206,8 @@ def test_what_a_forged_cache_brings_stays_with_those_who_named_it(
     ]
     forgery.write()
     victim = new_daemon()
-    build(victim, "-t", "named", "--cache-from", f"type=local,src={folder_cache}")
-    build(victim, "-t", "unnamed")
+    build("-t", "named", "--cache-from", f"type=local,src={folder_cache}", on=victim)
+    build("-t", "unnamed", on=victim)
     show = ("run", "--rm", "--network=none")
     assert victim.out(*show, "named", "cat", "/tool") == "evil"
     assert len(victim.out(*show, "unnamed", "cat", "/tool")) == 36
@@ -255,7 +237,7 @@ def test_a_cache_that_does_not_keep_its_word_costs_only_time(
                 layer["annotations"]["diffID"] = "sha256:" + "0" * 64
     forgery.write()
     victim = new_daemon()
-    output = build(victim, "-t", "made", "--cache-from", f"type=local,src={folder_cache}")
+    output = build("-t", "made", "--cache-from", f"type=local,src={folder_cache}", on=victim)
     assert f"cached layer {blob} is not used:" in output or (damage == "layer" and "is not used:" in output)
     assert len(victim.out("run", "--rm", "--network=none", "made", "cat", "/now").split()) == 3
     assert list((victim.data_root / "layers/staging").iterdir()) == []
@@ -267,7 +249,7 @@ def test_a_cache_that_is_none_is_told_of_and_not_used(
     forgery = Forgery(folder_cache)
     forgery.config["records"] = [{"digest": "../../../etc/passwd"}]
     forgery.write()
-    output = build(daemon, "--cache-from", f"type=local,src={folder_cache}", "--cache-from", f"{registry}/nosuch:1")
+    output = build("--cache-from", f"type=local,src={folder_cache}", "--cache-from", f"{registry}/nosuch:1")
     assert "failed to configure local cache importer" in output
     assert "failed to configure registry cache importer" in output
 
@@ -277,6 +259,74 @@ def test_where_a_cache_cannot_be_written_the_build_fails_unless_told_otherwise(
 ) -> None:
     del registry
     where = "type=registry,ref=127.0.0.1:9/cache"
-    assert "127.0.0.1:9" in build(daemon, "--cache-to", where, fails=True)
-    build(daemon, "--cache-to", f"{where},ignore-error=true")
-    assert "compression zstd is not supported" in build(daemon, "--cache-to", f"{where},compression=zstd", fails=True)
+    assert "127.0.0.1:9" in build("--cache-to", where, fails=True)
+    build("--cache-to", f"{where},ignore-error=true")
+    assert "compression estargz is not supported" in build("--cache-to", f"{where},compression=estargz", fails=True)
+
+
+MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "uncompressed": b""}
+SUFFIX = {"gzip": "+gzip", "zstd": "+zstd", "uncompressed": ""}
+
+
+@pytest.mark.parametrize("compression", ["zstd", "uncompressed"])
+def test_layers_of_a_cache_are_compressed_as_asked(
+    daemon: Daemon, new_daemon: Callable[..., Daemon], build: Build, tmp_path: Path, registry: str, compression: str
+) -> None:
+    folder = tmp_path / "cache"
+    how = f"mode=max,compression={compression}"
+    build("-t", "first", "--no-cache", "--cache-to", f"type=local,dest={folder},{how}")
+    cache = Forgery(folder)
+    for layer in cache.manifest["layers"]:
+        assert layer["mediaType"] == f"application/vnd.oci.image.layer.v1.tar{SUFFIX[compression]}"
+        assert cache.read(layer["digest"]).startswith(MAGIC[compression])
+    second, third = new_daemon(), new_daemon()
+    from_folder = ("--cache-from", f"type=local,src={folder}")
+    # Layers that came so travel on as they are, unless they are to have another form.
+    where = f"type=registry,ref={registry}/cache"
+    assert steps_run(build("-t", "second", *from_folder, "--cache-to", f"{where}:came,mode=max", on=second)) == []
+    forced = f"{where}:gzip,mode=max,compression=gzip,compression-level=9,force-compression=true,oci-mediatypes=false"
+    assert steps_run(build(*from_folder, "--cache-to", forced, on=second)) == []
+    assert steps_run(build("-t", "third", "--cache-from", f"{where}:gzip", on=third)) == []
+    assert id_of(third, "third") == id_of(second, "second") == id_of(daemon, "first")
+    forms = [
+        {entry["mediaType"] for entry in json.loads(blob).get(key, ())}
+        for blob in (path.read_bytes() for path in (tmp_path / "registry").glob("**/*") if path.is_file())
+        if blob.startswith(b"{")
+        for key in ("layers", "manifests")
+        if key in json.loads(blob) and "schemaVersion" in json.loads(blob)
+    ]
+    assert {"application/vnd.docker.image.rootfs.diff.tar.gzip", "application/vnd.buildkit.cacheconfig.v0"} in forms
+    came = f"application/vnd.oci.image.layer.v1.tar{SUFFIX['gzip' if compression == 'uncompressed' else compression]}"
+    assert {came} in forms
+
+
+def test_seacan_build_keeps_its_cache_in_a_folder(
+    daemon: Daemon, new_daemon: Callable[..., Daemon], build: Build, context: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+
+    def seacan(engine: Daemon, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "seacan.cli.main", "build", *arguments, str(context)],
+            env=engine.environment(PYTHONPATH=str(REPOSITORY)),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, f"{done.stderr}\n{engine.log_tail()}"
+        return done.stderr
+
+    both = ("--cache-from", f"type=local,src={folder}", "--cache-to", f"type=local,dest={folder},mode=max,tag=mine")
+    said = seacan(daemon, "-t", "first", "--no-cache", *both)
+    assert f"WARNING: local cache import at {folder} skipped:" in said  # there is none yet
+    other, third = new_daemon(), new_daemon()
+    from_folder = f"type=local,src={folder},tag=mine"
+    assert steps_run(seacan(other, "-t", "second", "--cache-from", from_folder)) == []
+    assert id_of(other, "second") == id_of(daemon, "first")
+    assert steps_run(build("-t", "third", "--cache-from", from_folder, on=third)) == []  # nor has buildx another form
+    seacan(other, "-o", f"type=oci,tar=false,dest={tmp_path / 'layout'}", "-t", "app:7")
+    (context / "Dockerfile").write_text("FROM app\nCOPY --from=app /tool /again\n")
+    seacan(third, "--build-context", f"app=oci-layout://{tmp_path / 'layout'}:7", "-t", "upon")
+    assert third.out("run", "--rm", "--network=none", "upon", "cat", "/again") in (
+        daemon.out("run", "--rm", "--network=none", "first", "cat", "/tool")
+    )

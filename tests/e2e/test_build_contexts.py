@@ -9,39 +9,13 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import free_port
+from tests.e2e.conftest import Build, free_port
 from tests.hosts import DOCKER, Daemon, Host
-
-Build = Callable[..., str]
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Path:
-    folder = tmp_path / "context"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def build(daemon: Daemon, context: Path, buildx_environment: dict[str, str]) -> Build:
-    def build(dockerfile: str, *arguments: str, folder: str = "", fails: bool = False) -> str:
-        (context / "Dockerfile").write_text(dockerfile)
-        done = subprocess.run(
-            [str(DOCKER), "build", *arguments, folder or str(context)],
-            env={**daemon.environment(), **buildx_environment},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert bool(done.returncode) == fails, f"{done.stderr}\n{daemon.log_tail()}"
-        return done.stderr
-
-    return build
 
 
 @pytest.fixture
@@ -70,13 +44,13 @@ def show(daemon: Daemon, *command: str) -> str:
 
 def test_an_image_as_named_context(build: Build, daemon: Daemon, registry: str) -> None:
     remote = f"{registry}/tools:1"
-    build("FROM busybox\nRUN echo tool > /tool\nENV A=b\n", "-t", remote)
+    build("-t", remote, dockerfile="FROM busybox\nRUN echo tool > /tool\nENV A=b\n")
     daemon.docker("push", remote)
     daemon.docker("rmi", remote)
     build(
-        "FROM nosuch\nCOPY --from=tools /tool /copied\nRUN echo $A > /a\n",
         "--build-context", f"nosuch=docker-image://{remote}",
         "--build-context", f"tools=docker-image://{remote}", "-t", "made",
+        dockerfile="FROM nosuch\nCOPY --from=tools /tool /copied\nRUN echo $A > /a\n",
     )  # fmt: skip
     assert show(daemon, "cat", "/copied", "/a").split() == ["tool", "b"]
     daemon.docker("rmi", remote)
@@ -84,19 +58,31 @@ def test_an_image_as_named_context(build: Build, daemon: Daemon, registry: str) 
 
 def test_an_oci_layout_of_the_client_as_named_context(build: Build, daemon: Daemon, tmp_path: Path) -> None:
     layout = tmp_path / "layout"
-    build("FROM busybox\nRUN echo tool > /tool\nENV A=b\n", "-o", f"type=oci,tar=false,dest={layout}", "-t", "tools:1")
+    build(
+        "-o",
+        f"type=oci,tar=false,dest={layout}",
+        "-t",
+        "tools:1",
+        dockerfile="FROM busybox\nRUN echo tool > /tool\nENV A=b\n",
+    )
     daemon.docker("builder", "prune", "-af")
     before = daemon.out("images", "-aq")
     dockerfile = "FROM tools\nCOPY --from=tools /tool /copied\nRUN echo $A > /a\n"
-    build(dockerfile, "--build-context", f"tools=oci-layout://{layout}:1", "-t", "made")
+    build("--build-context", f"tools=oci-layout://{layout}:1", "-t", "made", dockerfile=dockerfile)
     assert show(daemon, "cat", "/copied", "/a").split() == ["tool", "b"]
-    build(dockerfile, "--build-context", f"tools=oci-layout://{layout}:1", "-o", f"type=oci,dest={tmp_path / 'o.tar'}")
+    build(
+        "--build-context",
+        f"tools=oci-layout://{layout}:1",
+        "-o",
+        f"type=oci,dest={tmp_path / 'o.tar'}",
+        dockerfile=dockerfile,
+    )
     daemon.docker("rmi", "made")
     assert daemon.out("images", "-aq") == before
     blob = max((layout / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
     blob.write_bytes(b"x" + blob.read_bytes()[1:])
     daemon.docker("builder", "prune", "-af")
-    message = build(dockerfile, "--build-context", f"tools=oci-layout://{layout}:1", fails=True)
+    message = build("--build-context", f"tools=oci-layout://{layout}:1", fails=True, dockerfile=dockerfile)
     assert f"blob verification failed for digest sha256:{blob.name}" in message
 
 
@@ -111,12 +97,12 @@ def test_folders_and_files_as_named_contexts(
         (other / name).write_text(name)
     (other / ".dockerignore").write_text("ignored\n")
     build(
-        "FROM busybox\nCOPY --from=other / /other/\nCOPY --from=file /context /file\n",
         "--build-context", f"other={other}", "--build-context", f"file={url}/file.txt", "-t", "made",
+        dockerfile="FROM busybox\nCOPY --from=other / /other/\nCOPY --from=file /context /file\n",
     )  # fmt: skip
     assert show(daemon, "ls", "/other") == "kept"
     assert show(daemon, "cat", "/file") == "from the server"
-    message = build("FROM other\n", "--build-context", "other=docker-image://127.0.0.1:1/no:1", fails=True)
+    message = build("--build-context", "other=docker-image://127.0.0.1:1/no:1", fails=True, dockerfile="FROM other\n")
     assert "127.0.0.1:1" in message
 
 
@@ -133,15 +119,15 @@ def test_files_and_contexts_behind_http(
             tar.addfile(member, io.BytesIO(content))
     (folder / "context.tar.gz").write_bytes(archive.getvalue())
     added = f"FROM busybox\nADD {url}/file.txt /added/\nADD {url}/context.tar.gz /\n"
-    build(added, "-t", "made")
+    build("-t", "made", dockerfile=added)
     assert show(daemon, "cat", "/added/file.txt") == "one"
     assert show(daemon, "ls", "/context.tar.gz") == "/context.tar.gz"
     (folder / "file.txt").write_text("two")
-    build(added, "-t", "made")
+    build("-t", "made", dockerfile=added)
     assert show(daemon, "cat", "/added/file.txt") == "two"
     wrong = f"FROM busybox\nADD --checksum=sha256:{'0' * 64} {url}/file.txt /\n"
-    assert "digest mismatch" in build(wrong, fails=True)
-    assert "status 404" in build(f"FROM busybox\nADD {url}/nosuch /\n", fails=True)
+    assert "digest mismatch" in build(fails=True, dockerfile=wrong)
+    assert "status 404" in build(fails=True, dockerfile=f"FROM busybox\nADD {url}/nosuch /\n")
     for environment in (buildx_environment, {"DOCKER_BUILDKIT": "0"}):
         subprocess.run(
             host.command(str(DOCKER), "build", "-t", "made", f"{url}/context.tar.gz"),  # a classic client fetches it
@@ -166,5 +152,7 @@ def test_a_git_repository_as_named_context(
         subprocess.run(["git", *command], cwd=work, env={**os.environ, **who}, check=True)
     subprocess.run(["git", "clone", "-q", "--bare", str(work), str(folder / "r.git")], check=True)
     subprocess.run(["git", "update-server-info"], cwd=folder / "r.git", check=True)
-    build("FROM busybox\nCOPY --from=r /tracked /t\n", "--build-context", f"r={url}/r.git#main", "-t", "made")
+    build(
+        "--build-context", f"r={url}/r.git#main", "-t", "made", dockerfile="FROM busybox\nCOPY --from=r /tracked /t\n"
+    )
     assert show(daemon, "cat", "/t") == "tracked"

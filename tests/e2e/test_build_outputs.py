@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import Build
 from tests.e2e.test_build_cache import steps_run
 from tests.hosts import DOCKER, REPOSITORY, Daemon, Host
 
 Document = dict[str, Any]
-Build = Callable[..., str]
 
 DOCKERFILE = "FROM busybox\nARG WHO=nobody\nRUN --mount=type=secret,id=token echo $WHO > /who\nCOPY a.txt /\n"
 HERE = "linux/amd64" if __import__("platform").machine() == "x86_64" else "linux/arm64"
@@ -26,30 +26,10 @@ ELSEWHERE = "linux/arm64" if HERE == "linux/amd64" else "linux/amd64"
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Path:
-    folder = tmp_path / "context"
-    folder.mkdir()
-    (folder / "a.txt").write_text("a\n")
-    (folder / "Dockerfile").write_text(DOCKERFILE)
-    return folder
-
-
-@pytest.fixture
-def build(daemon: Daemon, context: Path, buildx_environment: dict[str, str]) -> Build:
-    def build(*arguments: str, dockerfile: str = "", fails: bool = False) -> str:
-        if dockerfile:
-            (context / "Dockerfile").write_text(dockerfile)
-        done = subprocess.run(
-            [str(DOCKER), "build", *arguments, str(context)],
-            env={**daemon.environment(), **buildx_environment},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert bool(done.returncode) == fails, f"{done.stderr}\n{daemon.log_tail()}"
-        return done.stderr
-
-    return build
+def context(context: Path) -> Path:
+    (context / "a.txt").write_text("a\n")
+    (context / "Dockerfile").write_text(DOCKERFILE)
+    return context
 
 
 class Layout:
@@ -346,11 +326,67 @@ def test_an_oci_layout_in_a_folder(build: Build, tmp_path: Path) -> None:
     assert SLSA in layout.statements(layout.images()[HERE])
 
 
+def layers_of(layout: Layout) -> list[tuple[str, bytes]]:
+    """The types of the one image's layers and their first bytes."""
+    return [(layer["mediaType"], layout.blob(layer["digest"])[:4]) for layer in layout.root["layers"]]
+
+
+GZIP, ZSTD = b"\x1f\x8b\x08\x00", b"\x28\xb5\x2f\xfd"
+OCI = "application/vnd.oci.image.layer.v1.tar"
+DOCKER_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
+
+
+def test_layers_are_compressed_as_asked(
+    build: Build, daemon: Daemon, new_daemon: Callable[..., Daemon], host: Host, registry: str, tmp_path: Path
+) -> None:
+    def made(*attributes: str) -> Layout:
+        folder = tmp_path / f"layout-{len(list(tmp_path.iterdir()))}"
+        build(
+            "--provenance=false",
+            "-t",
+            "app:1",
+            "-o",
+            ",".join(["type=oci", "tar=false", f"dest={folder}", *attributes]),
+        )
+        return Layout(folder)
+
+    base, step, copy = layers_of(made("compression=zstd", "force-compression=true"))
+    assert base == step == copy == (f"{OCI}+zstd", ZSTD)
+    plain = layers_of(made("compression=uncompressed", "force-compression=true"))
+    assert {kind for kind, _ in plain} == {OCI}
+    docker = layers_of(made("oci-mediatypes=false", "compression=zstd", "force-compression=true"))
+    assert {kind for kind, _ in docker} == {f"{DOCKER_TYPE}.zstd"}
+    best = made("compression=gzip", "compression-level=9", "force-compression=true")
+    assert layers_of(best)[0] == (f"{OCI}+gzip", GZIP)
+    first = best.root["layers"][0]["size"]
+    assert first < made().root["layers"][0]["size"]
+
+    name = f"{registry}/app:zstd"
+    build("-o", f"type=registry,name={name},compression=zstd,force-compression=true", "--provenance=false")
+    pushed = layers_of(fetch(host, name, tmp_path / "pushed"))
+    assert set(pushed) == {(f"{OCI}+zstd", ZSTD)}
+    other = new_daemon(image=False)
+    other.docker("pull", name)
+    assert other.out("run", "--rm", "--network=none", name, "cat", "/a.txt", "/who").split() == ["a", "nobody"]
+
+    # What stays here in that form is pushed in it later.
+    again = f"{registry}/app:later"
+    build("-o", f"type=image,name={again},compression=zstd,force-compression=true", "--provenance=false")
+    daemon.docker("push", again)
+    assert layers_of(fetch(host, again, tmp_path / "later")) == pushed
+    archive = tmp_path / "image.tar"
+    build("--provenance=false", "-t", "loaded:1", "-o", f"type=docker,dest={archive},compression=zstd")
+    daemon.docker("rmi", name, again)
+    daemon.docker("load", "-i", str(archive))
+    assert daemon.out("run", "--rm", "--network=none", "loaded:1", "cat", "/a.txt") == "a"
+
+
 def test_what_an_output_cannot_be_is_said(build: Build, tmp_path: Path) -> None:
     assert "failed to push 127.0.0.1:1/nobody:1: " in build("-t", "127.0.0.1:1/nobody:1", "--push", fails=True)
     archive = tmp_path / "image.tar"
     refused = {
-        f"type=oci,dest={archive},compression=zstd": "compression zstd is not supported",
+        f"type=oci,dest={archive},compression=estargz": "compression estargz is not supported",
+        f"type=oci,dest={archive},compression=lz4": "unsupported compression type lz4",
         f"type=oci,dest={archive},oci-mediatypes=false": 'cannot export attestations with "oci-mediatypes=false"',
     }
     for output, words in refused.items():

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import REPOSITORY, Daemon
+from tests.trees import nest
 
 Seacan = Callable[..., subprocess.CompletedProcess[str]]
 PROGRAM = [sys.executable, "-m", "seacan.cli.main"]
@@ -463,14 +464,7 @@ def test_a_build_gets_what_it_is_offered_and_gives_what_is_asked(seacan: Seacan,
 
 def test_a_deep_context_is_built_and_an_interrupted_build_ends(seacan: Seacan, daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM busybox\nCOPY . /c/\nRUN find /c | wc -l > /n\nRUN sleep 300\n")
-    at = os.getcwd()
-    try:
-        os.chdir(tmp_path)
-        for _ in range(1100):
-            os.mkdir("d")
-            os.chdir("d")
-    finally:
-        os.chdir(at)
+    nest(tmp_path, 1100)
     client = subprocess.Popen(
         [sys.executable, "-m", "seacan.cli.main", "build", "--progress=plain", str(tmp_path)],
         env={**daemon.environment(), "PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True,

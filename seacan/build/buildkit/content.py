@@ -1,7 +1,7 @@
 """A content store at a build's client: containerd's content service, served over the session.
 
 Caches of ``type=local`` and contexts of ``oci-layout://`` are folders of the client's, which only it can read and
-write.
+write. Its end of the conversation is :mod:`seacan.cli.buildcontent`.
 Interface: containerd, api/services/content/v1.
 """
 
@@ -20,43 +20,45 @@ from seacan.storage import digest as digests
 from seacan.storage.blobs import DOCUMENT_LIMIT, DigestMismatch
 from seacan.storage.digest import Digest
 
-_SERVICE = "/containerd.services.content.v1.Content/"
-_STORE = "buildkit-attachable-store-id"
+SERVICE = "/containerd.services.content.v1.Content/"
+STORE = "buildkit-attachable-store-id"
 _CHUNK = 1 << 20
-_STAT, _WRITE, _COMMIT = range(3)
+STAT, WRITE, COMMIT = range(3)
 
 
 @dataclass
-class _Info(Message):
+class Info(Message):
+    """A blob; so far as is said here. Sizes and offsets are bytes."""
+
     digest: str = scalar(1, "string")
     size: int = scalar(2, "int")
 
 
 @dataclass
-class _InfoRequest(Message):
+class InfoRequest(Message):
     digest: str = scalar(1, "string")
 
 
 @dataclass
-class _InfoResponse(Message):
-    info: _Info | None = nested(1, lambda: _Info)
+class InfoResponse(Message):
+    info: Info | None = nested(1, lambda: Info)
 
 
 @dataclass
-class _ReadRequest(Message):
+class ReadRequest(Message):
     digest: str = scalar(1, "string")
     offset: int = scalar(2, "int")
     size: int = scalar(3, "int")
 
 
 @dataclass
-class _ReadResponse(Message):
+class ReadResponse(Message):
     offset: int = scalar(1, "int")
     data: bytes = scalar(2, "bytes")
 
 
 @dataclass
-class _WriteRequest(Message):
+class WriteRequest(Message):
     action: int = scalar(1, "int")
     ref: str = scalar(2, "string")
     total: int = scalar(3, "int")
@@ -67,7 +69,7 @@ class _WriteRequest(Message):
 
 
 @dataclass
-class _WriteResponse(Message):
+class WriteResponse(Message):
     action: int = scalar(1, "int")
     offset: int = scalar(4, "int")
     total: int = scalar(5, "int")
@@ -79,7 +81,7 @@ class ClientContent:
 
     def __init__(self, channel: Channel, id: str) -> None:
         self._channel = channel
-        self._metadata = {_STORE: [id]}
+        self._metadata = {STORE: [id]}
 
     async def manifest(self, reference: str) -> tuple[bytes, str]:
         """A manifest by digest, verified."""
@@ -104,15 +106,15 @@ class ClientContent:
         return content
 
     async def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
-        talk = await self._channel.open(f"{_SERVICE}Read", self._metadata)
+        talk = await self._channel.open(f"{SERVICE}Read", self._metadata)
         async with talk:
-            await talk.send(_ReadRequest(descriptor.digest), end=True)
+            await talk.send(ReadRequest(descriptor.digest), end=True)
             while (data := await talk.next()) is not None:
-                yield _ReadResponse.decode(data).data
+                yield ReadResponse.decode(data).data
 
-    async def _info(self, digest: Digest) -> _Info | None:
+    async def _info(self, digest: Digest) -> Info | None:
         try:
-            answer = await self._channel.call(f"{_SERVICE}Info", _InfoRequest(digest), _InfoResponse, self._metadata)
+            answer = await self._channel.call(f"{SERVICE}Info", InfoRequest(digest), InfoResponse, self._metadata)
         except Status as error:
             if error.code == NOT_FOUND:
                 return None
@@ -124,18 +126,18 @@ class ClientContent:
 
     async def put_blob(self, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]) -> None:
         ref = f"seacan-{descriptor.digest}"
-        talk = await self._channel.open(f"{_SERVICE}Write", self._metadata)
+        talk = await self._channel.open(f"{SERVICE}Write", self._metadata)
 
-        async def ask(request: _WriteRequest) -> _WriteResponse:
+        async def ask(request: WriteRequest) -> WriteResponse:
             await talk.send(request)
             data = await talk.next()
             if data is None:
                 raise System(f"writing {descriptor.digest} to the client: it has ended the call")
-            return _WriteResponse.decode(data)
+            return WriteResponse.decode(data)
 
         async with talk:
             try:
-                began = await ask(_WriteRequest(_STAT, ref, descriptor.size, descriptor.digest))
+                began = await ask(WriteRequest(STAT, ref, descriptor.size, descriptor.digest))
                 skip, at = began.offset, 0
                 async for whole in body():
                     for start in range(0, len(whole), _CHUNK):
@@ -144,8 +146,8 @@ class ClientContent:
                         if at <= skip:
                             continue
                         piece = piece[max(0, skip - (at - len(piece))) :]
-                        await ask(_WriteRequest(_WRITE, ref, 0, "", at - len(piece), piece))
-                await ask(_WriteRequest(_COMMIT, ref, descriptor.size, descriptor.digest, at))
+                        await ask(WriteRequest(WRITE, ref, 0, "", at - len(piece), piece))
+                await ask(WriteRequest(COMMIT, ref, descriptor.size, descriptor.digest, at))
                 await talk.end()
             except Status as error:
                 if error.code != ALREADY_EXISTS:

@@ -105,7 +105,10 @@ def test_results_that_lead_nowhere_claim_nothing(result: dict[str, Any]) -> None
     [
         (Entry("s3", {}), Unsupported),
         (Entry("registry", {"mode": "most"}), InvalidParameter),
-        (Entry("registry", {"compression": "zstd"}), Unsupported),
+        (Entry("registry", {"compression": "estargz"}), Unsupported),
+        (Entry("registry", {"compression": "lz4"}), InvalidParameter),
+        (Entry("local", {"compression-level": "100"}), InvalidParameter),
+        (Entry("registry", {"image-manifest": "true", "oci-mediatypes": "false"}), InvalidParameter),
         (Entry("registry", {"registry.insecure": "true"}), Unsupported),
         (Entry("registry", {"image-manifest": "perhaps"}), InvalidParameter),
         (Entry("local", {"colour": "red"}), Unsupported),

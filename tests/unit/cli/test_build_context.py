@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from seacan.cli.context import walk
+from tests.trees import nest
 
 
 @pytest.fixture
@@ -54,13 +54,6 @@ def test_a_link_does_not_lead_out_of_the_context(folder: Path) -> None:
 
 
 def test_a_tree_is_walked_however_deep_it_is(tmp_path: Path) -> None:
-    at = os.getcwd()
-    try:
-        os.chdir(tmp_path)
-        for _ in range(1500):
-            os.mkdir("d")
-            os.chdir("d")
-    finally:
-        os.chdir(at)
+    nest(tmp_path, 1500)
     assert len(list(walk(str(tmp_path)))) == 1500
     subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # pytest cannot

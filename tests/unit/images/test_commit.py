@@ -13,12 +13,15 @@ from pathlib import Path
 import pytest
 
 from seacan.errors import InvalidParameter
+from seacan.images import manifest as manifests
 from seacan.images import reference as references
 from seacan.images.changes import apply_changes
-from seacan.images.commit import commit, commit_layer, import_archive
+from seacan.images.commit import commit, commit_layer, convert_layer, import_archive
 from seacan.images.config import Healthcheck, ImageDefaults
 from seacan.images.export import export
-from seacan.images.store import Images
+from seacan.images.store import Images, LayerBlob
+from seacan.storage import digest as digests
+from seacan.storage.compression import Compression, Encoding, expand
 from seacan.storage.mounting import open_rootfs
 from tests.unit.images.archives import docker_archive, layer
 from tests.unit.images.conftest import Load
@@ -90,6 +93,30 @@ async def test_a_build_s_snapshot_becomes_a_layer_by_moving(images: Images, load
         assert made.chain_id == kept.chain_id
         path = images.layers.get(made.chain_id).path
         assert (path / "new").read_bytes() == b"n" and not images.snapshots.exists("c1")
+
+
+@pytest.mark.parametrize("before", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("after", [Compression.NONE, Compression.GZIP, Compression.ZSTD])
+async def test_an_archive_compressed_otherwise_unpacks_to_the_same_bytes(
+    images: Images, load_bytes: Load, before: str, after: Compression
+) -> None:
+    (image,) = await load_bytes(docker_archive([BASE], ["base:1"], compress=COMPRESSIONS[before]))
+    (blob,) = images.layer_blobs(image.id)
+    assert blob is not None
+    with images.lease() as lease:
+        made = await convert_layer(images, blob, lease, Encoding(after))
+        content = images.blobs.path(made.digest).read_bytes()
+    assert manifests.layer_compression(made.media_type) == after.value
+    assert (digests.of(content), len(content)) == (made.digest, made.size)
+    chunks = iter([content])
+    kind, expanded = expand(lambda: next(chunks, b""))
+    assert (kind, b"".join(expanded)) == (after, BASE)
+
+
+async def test_a_broken_archive_is_not_compressed_otherwise(images: Images) -> None:
+    digest = images.blobs.put(b"\x1f\x8b\x08 and no more")
+    with images.lease() as lease, pytest.raises(InvalidParameter, match="gzip stream"):
+        await convert_layer(images, LayerBlob(digest, 15, manifests.DOCKER_LAYER_GZIP), lease)
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
