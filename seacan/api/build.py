@@ -26,7 +26,7 @@ from seacan.build.cacheconfig import Entry
 from seacan.build.dockerfile.convert import Converted, Options
 from seacan.build.dockerfile.instructions import parse_duration
 from seacan.build.dockerfile.parser import DockerfileError
-from seacan.build.graph import Exec, GitSource, ImageSource, Limits, LocalSource, Scratch, Vertex
+from seacan.build.graph import GitSource, ImageSource, Limits, LocalSource, Scratch, Vertex
 from seacan.build.ignore import clean
 from seacan.build.imports import Cache
 from seacan.build.solver import Build, SourceFolder
@@ -38,6 +38,8 @@ from seacan.errors import InvalidParameter, SeacanError
 from seacan.images.manifest import parse_platform
 from seacan.images.progress import short_id
 from seacan.registry.credentials import NONE, Credentials, decode_config_header
+from seacan.storage import digest as digests
+from seacan.storage.digest import ChainID
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -369,6 +371,7 @@ class _ClassicBuild:
             credentials=credentials,
             entitlements=["network.host"] if asked.options.network == "host" else [],
             caches=await self._caches(credentials),
+            only=self._only(),
         )
         converted = await self.builds.convert(request)
         for finding in converted.findings:
@@ -427,6 +430,17 @@ class _ClassicBuild:
                 await self.output.say(f"[Warning] {name} is not used as a cache: {error.message}\n")
         return found
 
+    def _only(self) -> frozenset[ChainID] | None:
+        """What may come from this engine's cache: with ``cachefrom`` only what the images it names consist of."""
+        images = self.builds.engine.images
+        if not self.asked.cache_from:
+            return None
+        found: set[ChainID] = set()
+        for name in self.asked.cache_from:
+            with contextlib.suppress(SeacanError):
+                found.update(digests.chain_ids(images.get(name).config.rootfs.diff_ids))
+        return frozenset(found)
+
     async def _told(self, watching: asyncio.Task[None] | None) -> None:
         if watching is not None:
             await watching
@@ -434,28 +448,48 @@ class _ClassicBuild:
     async def _tell(self, build: Build, converted: Converted) -> None:
         """Go through the steps in order; each is told when it is over, its output as it comes."""
         total = len(converted.steps)
-        shown = ""
+        image = ""
+        following = False
         for number, step in enumerate(converted.steps, 1):
             if number > 1:
-                await self.output.say(f" ---> {shown}\n")
+                await self.output.say(f" ---> {image[:12]}\n")
             await self.output.say(f"Step {number}/{total} : {step.source}")
             await self.output.say("\n")
             vertex = step.vertex
             if step.ran and not isinstance(vertex.operation, ImageSource | Scratch):
-                await self._tell_step(build, vertex)
+                following = await self._tell_step(build, vertex, contained=step.contained) and following
             result = await build.solve(vertex)
-            if isinstance(vertex.operation, Scratch):
-                shown = ""
-            digest = hashlib.sha256(f"{result.key}{number}{step.source}".encode("utf-8", "surrogateescape"))
-            shown = digest.hexdigest()[:12]
+            text = f"{'' if step.first else image}\0{result.key}\0{step.source}"
+            image = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+            if step.first:
+                following = not self.asked.options.no_cache
+            elif not step.ran:
+                following = await self._tell_setting(image, following and build.may_reuse(result.layers))
 
-    async def _tell_step(self, build: Build, vertex: Vertex) -> None:
+    async def _tell_setting(self, image: str, following: bool) -> bool:
+        """A step that changes no files. Gives whether the cache has it, as the engine remembers by what it led to.
+
+        ``following``: what it stands on came from the cache as well; after a step that did not, dockerd looks no more.
+        """
+        cache = self.builds.cache
+        key = f"classic:{image}"
+        if following and cache.checksum(key) is not None:
+            await self.output.say(" ---> Using cache\n")
+            return True
+        cache.put_checksum(key, image)
+        container = secrets.token_hex(6)
+        await self.output.say(f" ---> Running in {container}\n")
+        if self.asked.remove:
+            await self.output.say(f" ---> Removed intermediate container {container}\n")
+        return False
+
+    async def _tell_step(self, build: Build, vertex: Vertex, *, contained: bool) -> bool:
+        """A step that changes files; ``contained``: dockerd has a container for it. Gives whether the cache had it."""
         steps = self.steps
         steps.turn = vertex
         steps.ready.clear()
         done = asyncio.ensure_future(build.solve(vertex))
         container = secrets.token_hex(6)
-        running = isinstance(vertex.operation, Exec)
         announced = False
         try:
             while not done.done():
@@ -464,12 +498,12 @@ class _ClassicBuild:
                 ready.cancel()
                 steps.ready.clear()
                 for text in steps.take(vertex):
-                    if running and not announced:
+                    if contained and not announced:
                         announced = True
                         await self.output.say(f" ---> Running in {container}\n")
                     await self.output.say(text)
             cached = id(vertex) in steps.cached
-            if running and not announced and not cached:
+            if contained and not announced and not cached:
                 announced = True
                 await self.output.say(f" ---> Running in {container}\n")
             for text in steps.take(vertex):
@@ -485,3 +519,4 @@ class _ClassicBuild:
             if not done.done():
                 done.cancel()
         await done
+        return cached

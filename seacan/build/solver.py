@@ -488,6 +488,8 @@ class Build:
     _held: list[str] = field(default_factory=list)
     classic: bool = False
     imports: Imports | None = None
+    only: frozenset[ChainID] | None = None
+    """What this engine's cache may give: the layers that end one of these chains. None: everything."""
     solved: list[Solved] = field(default_factory=list)
     """The steps so far, each after those it stands on."""
     _arrivals: dict[int, asyncio.Task[None]] = field(default_factory=dict)
@@ -593,6 +595,8 @@ class Build:
             keyed = await self._keyed(vertex, inputs)
             own = keyed.own
             layer = None if vertex.ignore_cache else cache.find(own)
+            if layer is not None and not self.may_reuse((*base.layers, layer)):
+                layer = None
             if layer is None and self.imports is not None and not vertex.ignore_cache:
                 claim = self.imports.find(keyed.key)
             if claim is not None:
@@ -621,6 +625,13 @@ class Build:
         origins = tuple(dict.fromkeys(each.key for each in inputs if each.key))
         self.solved.append(Solved(keyed.key, keyed.definition, origins, layer, below, claim))
         return Result(keyed.key, (*base.layers, layer), local=own)
+
+    def may_reuse(self, layers: Sequence[Layer]) -> bool:
+        """May this engine's cache give what is made of these?"""
+        if self.only is None:
+            return True
+        chain = digests.chain_ids([DiffID(layer.diff_id) for layer in layers if layer.diff_id])
+        return len(chain) == len(layers) and bool(chain) and chain[-1] in self.only
 
     async def _make(self, vertex: Vertex, keyed: _Keyed, own: str) -> Layer:
         return await self.solver.step(

@@ -104,6 +104,8 @@ class Request:
     """What the client allows steps beyond a sandbox: ``network.host``."""
     caches: Sequence[Cache] = ()
     """Caches from elsewhere that this build may use."""
+    only: frozenset[ChainID] | None = None
+    """See :attr:`seacan.build.solver.Build.only`."""
     scanner: Scanner | None = None
     """What is to describe the result's content."""
 
@@ -181,6 +183,7 @@ class Builds:
             async with self.solver.build(session, progress) as build:
                 build.classic = request.options.classic
                 build.imports = imports
+                build.only = request.only
                 if follow is not None:
                     follow(build)
                 try:

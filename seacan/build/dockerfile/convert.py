@@ -134,6 +134,10 @@ class Step:
     ran: bool
     """It has a result of its own (RUN, COPY, ADD, WORKDIR, FROM)."""
     stage: str = ""
+    first: bool = False
+    """It begins a stage."""
+    contained: bool = True
+    """A classic builder runs a container for it, if only to commit it."""
 
 
 @dataclass(frozen=True)
@@ -724,7 +728,7 @@ class _Translation:
             state.directory = directory
         state.user = state.defaults.user
         if not state.unregistered:
-            self.steps.append(Step(state.stage.source, state.vertex, False, state.name))
+            self.steps.append(Step(state.stage.source, state.vertex, False, state.name, first=True))
         for instruction, sources, onbuild in state.commands:
             before = state.vertex
             try:
@@ -741,6 +745,7 @@ class _Translation:
                     state.vertex,
                     state.vertex is not before,
                     state.name,
+                    contained=not isinstance(instruction, ins.Copy),
                 )
             )
 
