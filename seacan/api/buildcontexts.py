@@ -7,7 +7,7 @@ folder of the client's), ``input:…`` (a result of another build), or the URL o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -16,7 +16,7 @@ from seacan.build.dockerfile.convert import NamedContext
 from seacan.build.graph import GitSource, HttpSource, ImageSource, LocalSource, Scratch, Vertex
 from seacan.build.ignore import read_ignore_file
 from seacan.build.sources import parse_git
-from seacan.engine.builds import Builds, Outcome, Request
+from seacan.engine.builds import Builds, Request
 from seacan.errors import InvalidParameter, SeacanError, Unsupported
 from seacan.images import manifest as manifests
 from seacan.images import reference as references
@@ -44,7 +44,7 @@ class Contexts:
         session: ClientSession,
         request: Request,
         values: Mapping[str, str],
-        inputs: Callable[[str], Outcome | None],
+        inputs: Callable[[str], Awaitable[NamedContext | None]],
     ) -> None:
         self._builds = builds
         self._session = session
@@ -87,10 +87,10 @@ class Contexts:
             case "local":
                 return await self._local(name, rest)
             case "input":
-                found = self._inputs(rest)
+                found = await self._inputs(rest)
                 if found is None:
                     raise InvalidParameter(f"invalid input {rest} for {name}")
-                return NamedContext(found.converted.vertex, found.config)
+                return found
         shown = f"[context {name}] {value}"
         git = parse_git(value)
         if git is not None:

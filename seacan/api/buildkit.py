@@ -24,17 +24,17 @@ from seacan.api import hijack
 from seacan.api.buildcontexts import Contexts
 from seacan.build import context as contexts
 from seacan.build import emulation, remote
-from seacan.build.buildkit import frontend
+from seacan.build.buildkit import frontend, llb, sync
 from seacan.build.buildkit import messages as pb
 from seacan.build.buildkit.http2 import Connection
 from seacan.build.buildkit.rpc import INVALID_ARGUMENT, NOT_FOUND, UNIMPLEMENTED, UNKNOWN, Call, Channel, Method, Status
 from seacan.build.buildkit.rpc import server as grpc_server
 from seacan.build.buildkit.session import ClientSession, ContextFolders
 from seacan.build.cacheconfig import Entry
-from seacan.build.dockerfile.convert import Converted, Options, targets
+from seacan.build.dockerfile.convert import Converted, NamedContext, Options, targets
 from seacan.build.dockerfile.lint import Checks
 from seacan.build.dockerfile.parser import Range, directive
-from seacan.build.graph import GitSource, LocalSource, Scratch, Source, Vertex
+from seacan.build.graph import GitSource, ImageSource, LocalSource, Scratch, Source, Vertex
 from seacan.build.ignore import read_ignore_file
 from seacan.build.imports import Cache
 from seacan.build.provenance import Facts
@@ -45,6 +45,7 @@ from seacan.engine.builds import Builds, Outcome, Request, parse_name, together
 from seacan.errors import InvalidParameter, NotFound, SeacanError, Unsupported
 from seacan.images import config as image_config
 from seacan.images import reference as references
+from seacan.images.config import ImageConfig
 from seacan.images.manifest import Platform, host_platform
 from seacan.images.store import Image, Lease
 from seacan.registry.copy import Copy
@@ -69,7 +70,7 @@ _STATUS_DELAY = 0.02
 """Seconds in which progress is gathered."""
 
 _FRONTEND_CAPS = (
-    *("solve.base", "solve.inlinereturn", "resolveimage", "resolveimage.resolvemode", "readfile", "return"),
+    *("solve.base", "solve.inlinereturn", "resolveimage", "resolveimage.resolvemode", "readfile", "statfile", "return"),
     *("returnmap", "importcaches", "proto.refarray", "frontend.inputs", "gateway.solve.metadata"),
     *("frontend.caps", "gateway.solve.evaluate", "gateway.evaluate", "gateway.warnings"),
 )
@@ -192,6 +193,7 @@ class BuildKit:
             f"{bridge}Inputs": self.bridge_inputs,
             f"{bridge}Warn": self.bridge_warn,
             f"{bridge}ReadFile": self.bridge_read_file,
+            f"{bridge}StatFile": self.bridge_stat_file,
             f"{bridge}ResolveImageConfig": self.bridge_resolve_image,
             "/grpc.health.v1.Health/Check": self.health,
             "/opentelemetry.proto.collector.trace.v1.TraceService/Export": self.export_trace,
@@ -300,7 +302,7 @@ class BuildKit:
 
     async def _results(self, job: _Job, request: pb.SolveRequest) -> list[_Result]:
         if request.definition is not None and request.definition.definitions:
-            raise Status(UNIMPLEMENTED, "this builder does not take LLB definitions; build from a Dockerfile")
+            return job.results[await self._defined(job, request.definition)]
         if request.frontend:
             ref, _ = await self._frontend(job, request.frontend, request.frontend_attrs, request.frontend_inputs)
             return job.results.get(ref, [])
@@ -488,12 +490,14 @@ class BuildKit:
     async def bridge_solve(self, call: Call) -> None:
         request = await call.request(pb.GatewaySolveRequest)
         job = await self._bridge_job(call)
+        metadata: dict[str, bytes] = {}
         try:
             if request.definition is not None and request.definition.definitions:
-                raise Unsupported("this builder does not take LLB definitions; build from a Dockerfile")
-            ref, metadata = await self._frontend(
-                job, request.frontend or "dockerfile.v0", request.frontend_opt, request.frontend_inputs
-            )
+                ref = await self._defined(job, request.definition)
+            else:
+                ref, metadata = await self._frontend(
+                    job, request.frontend or "dockerfile.v0", request.frontend_opt, request.frontend_inputs
+                )
         except SeacanError as error:
             raise _status(error) from error
         result = pb.Result(metadata=metadata)
@@ -534,15 +538,33 @@ class BuildKit:
 
     async def bridge_read_file(self, call: Call) -> None:
         request = await call.request(pb.ReadFileRequest)
-        job = await self._bridge_job(call)
-        results = job.results.get(request.ref.partition("@")[0])
-        if not results:
-            raise Status(NOT_FOUND, f"no such ref {request.ref}")
-        content = await self.builds.read_file(results[0].outcome, request.path)
+        content = await self.builds.read_file(await self._referred(call, request.ref), request.path)
         if request.range is not None:
             end = request.range.offset + request.range.length if request.range.length else None
             content = content[request.range.offset : end]
         await call.reply(pb.ReadFileResponse(content))
+
+    async def bridge_stat_file(self, call: Call) -> None:
+        request = await call.request(pb.StatFileRequest)
+        found = await self.builds.stat_file(await self._referred(call, request.ref), request.path)
+        described = pb.Stat(
+            os.path.basename(request.path),
+            sync.go_mode(found.st_mode),
+            found.st_uid,
+            found.st_gid,
+            found.st_size,
+            found.st_mtime_ns,
+        )
+        await call.reply(pb.StatFileResponse(described))
+
+    async def _referred(self, call: Call, ref: str) -> Outcome:
+        """The result that a reference means. :raises Status:"""
+        job = await self._bridge_job(call)
+        name, _, number = ref.partition("@")
+        results = job.results.get(name, [])
+        if (not number.isdigit() and number) or int(number or 0) >= len(results):
+            raise Status(NOT_FOUND, f"no such ref {ref[:100]}")
+        return results[int(number or 0)].outcome
 
     async def bridge_resolve_image(self, call: Call) -> None:
         request = await call.request(pb.ResolveImageConfigRequest)
@@ -565,7 +587,7 @@ class BuildKit:
         if job.session is None:
             raise InvalidParameter("the build has no session")
         settings = frontend.Settings.read(attrs)
-        loaded = await self._load(job, settings)
+        loaded = await self._load(job, settings, inputs)
         frontend.check_syntax(directive(loaded.dockerfile.decode("utf-8", "replace"), "syntax") or "")
         request_id = attrs.get("requestid", "")
         if request_id:
@@ -593,11 +615,57 @@ class BuildKit:
             metadata["refs.platforms"] = msgspec.json.encode({"Platforms": ids})
         return ref, metadata
 
-    async def _load(self, job: _Job, settings: frontend.Settings) -> _Loaded:
+    # --- what clients define themselves -------------------------------------------------------------------------
+
+    async def _graph(self, job: _Job, definition: pb.Definition) -> Vertex:
+        assert job.session is not None
+        request = Request(b"", Options(), credentials=job.session.credentials)
+
+        async def image(reference: str, platform: pb.Platform | None) -> Vertex:
+            wanted = Platform(platform.os, platform.architecture, platform.variant) if platform else host_platform()
+            found = await self.builds.find_image(request, reference, wanted)
+            source = ImageSource(found.pinned or reference, found.chain_id, found.digest)
+            return Vertex(
+                source, name=f"docker-image://{found.pinned or reference}", platform=wanted if platform else None
+            )
+
+        def given_out(identifier: str) -> Vertex | None:
+            known = self._given_out(identifier)
+            return known.vertex if known is not None else None
+
+        return await llb.graph(definition, image, given_out)
+
+    async def _defined(self, job: _Job, definition: pb.Definition) -> str:
+        """Build what a definition says; gives a reference to the result."""
+        if job.session is None:
+            raise InvalidParameter("the build has no session")
+        return await self._made(job, llb.layered(await self._graph(job, definition)))
+
+    async def _made(self, job: _Job, vertex: Vertex) -> str:
+        assert job.session is not None
+        converted = Converted(vertex, ImageConfig(), None, [], [], None)
+        request = Request(b"", Options())
+        outcome, lease = await self.builds.build(request, job.session, job.recorder, converted=converted)
+        ref = hashlib.sha256(os.urandom(16)).hexdigest()[:25]
+        job.results[ref] = [_Result(None, outcome, lease, frontend.Settings.read({}), {}, b"")]
+        return ref
+
+    async def _input_folder(self, job: _Job, definition: pb.Definition) -> SourceFolder:
+        """The files of an input, as a context."""
+        ref = await self._made(job, llb.copied(await self._graph(job, definition)))
+        (layer,) = job.results[ref][0].outcome.layers
+        return SourceFolder(layer.path, f"input:{layer.id}")
+
+    # --- the Dockerfile and its context -------------------------------------------------------------------------
+
+    async def _load(self, job: _Job, settings: frontend.Settings, inputs: Mapping[str, pb.Definition]) -> _Loaded:
         """The Dockerfile, the patterns of what is ignored, and the main context."""
         assert job.session is not None
         recorder, session = job.recorder, job.session
-        remote_context = await self._remote_context(job, settings)
+        if not settings.context and "context" in inputs:
+            remote_context: SourceFolder | None = await self._input_folder(job, inputs["context"])
+        else:
+            remote_context = await self._remote_context(job, settings)
         load = Vertex(Scratch(), name=f"[internal] load build definition from {settings.filename}", internal=True)
         recorder.started(load)
         ignore = Vertex(Scratch(), name="[internal] load .dockerignore", internal=True)
@@ -737,7 +805,7 @@ class BuildKit:
             entitlements=job.request.entitlements,
         )
         named = Contexts(
-            self.builds, job.session, request, settings.contexts, lambda name: self._input(inputs.get(name))
+            self.builds, job.session, request, settings.contexts, lambda name: self._input(job, inputs.get(name))
         )
         job.contexts.append(named)
         return replace(request, contexts=named.find)
@@ -766,16 +834,26 @@ class BuildKit:
         job.caches = found
         return found
 
-    def _input(self, definition: pb.Definition | None) -> Outcome | None:
-        """A result of this or another build, by the definition it was given out with."""
-        for encoded in definition.definitions if definition else ():
+    async def _input(self, job: _Job, definition: pb.Definition | None) -> NamedContext | None:
+        """A result of this or another build, by the definition it was given out with; or what a client defines."""
+        if definition is None:
+            return None
+        for encoded in definition.definitions[:1] if len(definition.definitions) == 2 else ():
             source = pb.Op.decode(encoded).source
-            if source is None or not source.identifier.startswith(_REFERENCE):
-                continue
-            ref, _, number = source.identifier.removeprefix(_REFERENCE).partition("@")
-            for job in self._jobs.values():
-                if ref in job.results:
-                    return job.results[ref][int(number or 0)].outcome
+            known = self._given_out(source.identifier) if source is not None else None
+            if known is not None:
+                return known
+        return NamedContext(await self._graph(job, definition))
+
+    def _given_out(self, identifier: str) -> NamedContext | None:
+        if not identifier.startswith(_REFERENCE):
+            return None
+        ref, _, number = identifier.removeprefix(_REFERENCE).partition("@")
+        for job in self._jobs.values():
+            results = job.results.get(ref, [])
+            if (number.isdigit() and int(number) < len(results)) or (results and not number):
+                outcome = results[int(number or 0)].outcome
+                return NamedContext(outcome.converted.vertex, outcome.config)
         return None
 
     def _warn(self, job: _Job, vertex: Vertex, source: frontend.SourceText, converted: Converted) -> None:

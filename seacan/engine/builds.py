@@ -381,6 +381,22 @@ class Builds:
             raise NotFound(f"open {path}: no such file or directory")
         return content.encode("utf-8", "surrogateescape")
 
+    async def stat_file(self, outcome: Outcome, path: str) -> os.stat_result:
+        """What a file of the result is like; symbolic links are followed. :raises NotFound:"""
+        rootfs = _rootfs(outcome)
+
+        def look() -> os.stat_result | None:
+            if rootfs is None:
+                return None
+            with View(rootfs) as view:
+                entry = view.find(path)
+                return entry.stat if entry is not None else None
+
+        found = await asyncio.to_thread(look)
+        if found is None:
+            raise NotFound(f"stat {path}: no such file or directory")
+        return found
+
     async def files_archive(self, outcome: Outcome) -> AsyncIterator[bytes]:
         """The file system of the result as one archive."""
         rootfs = _rootfs(outcome)

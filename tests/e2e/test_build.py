@@ -140,6 +140,25 @@ def test_an_image_that_is_here_is_not_looked_for_elsewhere_as_a_cache(daemon: Da
     assert "Warning" not in output
 
 
+def test_classic_settings_say_whether_the_cache_has_them(classic: Build) -> None:
+    dockerfile = 'FROM busybox\nENV A={}\nLABEL l=1\nRUN date > /when\nWORKDIR /w\nCMD ["true"]\n'
+    first = classic(dockerfile.format(1)).stdout
+    assert first.count(" ---> Running in ") == first.count(" ---> Removed intermediate container ") == 5
+    assert classic(dockerfile.format(1)).stdout.count(" ---> Using cache\n") == 5
+    assert " ---> Using cache\n" not in classic(dockerfile.format(1), "--no-cache").stdout
+    assert " ---> Using cache\n" not in classic(dockerfile.format(2)).stdout
+
+
+def test_with_cache_from_only_the_named_images_count(classic: Build) -> None:
+    dockerfile = "FROM busybox\nENV FOO=bar\nRUN date > /baz\nRUN date > /bax\n"
+    classic(dockerfile, "-t", "one")
+    part = dockerfile.rpartition("RUN")[0]
+    assert classic(part, "-t", "part", "--cache-from", "one").stdout.count(" ---> Using cache\n") == 2
+    assert classic(dockerfile, "--cache-from", "one").stdout.count(" ---> Using cache\n") == 3
+    assert classic(dockerfile, "--cache-from", "part").stdout.count(" ---> Using cache\n") == 2
+    assert classic(dockerfile, "--cache-from", "127.0.0.1:1/nosuch").stdout.count(" ---> Using cache\n") == 0
+
+
 def _left(daemon: Daemon) -> list[str]:
     """What a build that is over must not leave."""
     left = [str(path) for path in (daemon.exec_root / "build").iterdir()]

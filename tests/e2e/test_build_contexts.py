@@ -137,22 +137,65 @@ def test_files_and_contexts_behind_http(
         daemon.docker("rmi", "made")
 
 
-def test_a_git_repository_as_named_context(
-    build: Build, daemon: Daemon, served: tuple[str, Path], tmp_path: Path
-) -> None:
+def publish(work: Path, repository: Path) -> None:
+    """Make a repository of a folder, as a server of files can give it out; skips where there is no git."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
-    url, folder = served
-    work = tmp_path / "work"
-    work.mkdir()
-    (work / "tracked").write_text("tracked")
     who = dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "t@e.example")
     who |= dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "t")
     for command in (("init", "-q", "-b", "main"), ("add", "."), ("commit", "-qm", "one")):
         subprocess.run(["git", *command], cwd=work, env={**os.environ, **who}, check=True)
-    subprocess.run(["git", "clone", "-q", "--bare", str(work), str(folder / "r.git")], check=True)
-    subprocess.run(["git", "update-server-info"], cwd=folder / "r.git", check=True)
+    subprocess.run(["git", "clone", "-q", "--bare", str(work), str(repository)], check=True)
+    subprocess.run(["git", "update-server-info"], cwd=repository, check=True)
+
+
+def test_a_git_repository_as_named_context(
+    build: Build, daemon: Daemon, served: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, folder = served
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "tracked").write_text("tracked")
+    publish(work, folder / "r.git")
     build(
         "--build-context", f"r={url}/r.git#main", "-t", "made", dockerfile="FROM busybox\nCOPY --from=r /tracked /t\n"
     )
     assert show(daemon, "cat", "/t") == "tracked"
+
+
+def test_a_dockerfile_behind_a_url(build: Build, daemon: Daemon, context: Path, served: tuple[str, Path]) -> None:
+    url, folder = served
+    (folder / "Dockerfile").write_text("FROM busybox\nCOPY here /t\n")
+    (context / "here").write_text("with it")
+    build("-f", f"{url}/Dockerfile", "-t", "made")
+    assert show(daemon, "cat", "/t") == "with it"
+    assert "status 404" in build("-f", f"{url}/nosuch", fails=True)
+
+
+def test_targets_of_a_repository_are_baked(
+    buildx_environment: dict[str, str], daemon: Daemon, tmp_path: Path, served: tuple[str, Path]
+) -> None:
+    url, folder = served
+    work = tmp_path / "work"
+    (work / "app").mkdir(parents=True)
+    (work / "docker-bake.hcl").write_text(
+        'target "default" {\n  context = "app"\n  contexts = { more = "more" }\n  tags = ["made"]\n}\n'
+    )
+    (work / "app/Dockerfile").write_text("FROM busybox\nCOPY --from=more told /told\nCOPY own /own\n")
+    (work / "app/own").write_text("own")
+    (work / "more").mkdir()
+    (work / "more/told").write_text("told")
+    publish(work, folder / "r.git")
+    with tarfile.open(folder / "r.tar.gz", "w:gz") as archive:
+        archive.add(work, "", filter=lambda member: None if ".git" in member.name.split("/") else member)
+    for place in (f"{url}/r.git", f"{url}/r.tar.gz"):
+        done = subprocess.run(
+            [str(DOCKER), "buildx", "bake", place],
+            env={**daemon.environment(), **buildx_environment},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, f"{done.stderr}\n{daemon.log_tail()}"
+        assert show(daemon, "cat", "/own", "/told") == "owntold"
+        daemon.docker("rmi", "made")

@@ -107,7 +107,17 @@ class Op(Message):
     exec: bytes = scalar(2, "bytes")
     source: Any = nested(3, lambda: SourceOp)
     file: bytes = scalar(4, "bytes")
+    build: bytes = scalar(5, "bytes")
+    merge: bytes = scalar(6, "bytes")
+    diff: bytes = scalar(7, "bytes")
     platform: Any = nested(10, lambda: Platform)
+
+    @property
+    def operation(self) -> str:
+        """Which of them it is; ``nothing`` for the last of a definition, which only names the result."""
+        if self.source is not None:
+            return "source"
+        return next((name for name in ("exec", "file", "build", "merge", "diff") if getattr(self, name)), "nothing")
 
 
 @dataclass
@@ -407,6 +417,17 @@ class ReadFileRequest(Message):
 @dataclass
 class ReadFileResponse(Message):
     data: bytes = scalar(1, "bytes")
+
+
+@dataclass
+class StatFileRequest(Message):
+    ref: str = scalar(1, "string")
+    path: str = scalar(2, "string")
+
+
+@dataclass
+class StatFileResponse(Message):
+    stat: Any = nested(1, lambda: Stat)
 
 
 @dataclass
