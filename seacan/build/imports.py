@@ -78,11 +78,7 @@ class Imports:
         :raises SeacanError: no cache has it, or it is not what was claimed.
         """
         descriptor = archive.descriptor
-        arrival = self._arrivals.get(descriptor.digest)
-        if arrival is None:
-            arrival = asyncio.create_task(self._store(descriptor, report), name=f"cached layer {descriptor.digest}")
-            self._arrivals[descriptor.digest] = arrival
-        await asyncio.shield(arrival)
+        await self.keep(descriptor, report)
         with self._images.blobs.open(descriptor.digest) as file:
             staged = await self._images.layers.unpack(file.fileno(), f"cached layer {descriptor.digest}")
         if staged.diff_id != archive.diff_id:
@@ -91,6 +87,17 @@ class Imports:
                 f"cached layer {descriptor.digest} unpacks to {staged.diff_id}, not to the claimed {archive.diff_id}"
             )
         return staged
+
+    async def keep(self, descriptor: Descriptor, report: Report = lambda _size, _total: None) -> None:
+        """Have a claimed layer's archive in the blob store until the build is over, verified.
+
+        :raises SeacanError: no cache has it, or it is not what was claimed.
+        """
+        arrival = self._arrivals.get(descriptor.digest)
+        if arrival is None:
+            arrival = asyncio.create_task(self._store(descriptor, report), name=f"cached layer {descriptor.digest}")
+            self._arrivals[descriptor.digest] = arrival
+        await asyncio.shield(arrival)
 
     async def _store(self, descriptor: Descriptor, report: Report) -> None:
         blobs = self._images.blobs

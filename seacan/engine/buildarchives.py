@@ -1,7 +1,8 @@
 """Archives of a build's layers, in the form that an output or a cache asks for.
 
 What is there already is taken, as BuildKit has it: an archive in which a base image or an imported layer came stays as
-it is unless ``force-compression`` asks for another form. What this engine has made itself is always in the form asked.
+it is unless ``force-compression`` asks for another form. What this engine has made itself is always in the form asked,
+and so is a base image's layer that is not compressed: an archive of ``docker save`` says nothing of how to push it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def known(engine: Engine, layer: Layer, encoding: Encoding) -> LayerBlob | None:
     """The archive of a layer of the cache's that fits, as far as is remembered; its blob may be gone."""
     cache = engine.builds.cache
     came = cache.archive(layer)
-    if came is not None and _stays(came, encoding):
+    if came is not None and not encoding.force:
         return came
     return cache.archive(layer, encoding.name)
 
@@ -48,7 +49,8 @@ async def archive(
         if not images.blobs.contains(blob.digest):
             continue
         same = encoding.level is None and layer_compression(blob.media_type) == encoding.kind.value
-        if blob is remembered or same or (layer.base and _stays(blob, encoding)):
+        plain = layer_compression(blob.media_type) == Compression.NONE.value
+        if blob is remembered or same or (layer.base and not encoding.force and not plain):
             return blob
         source = source or blob
     if source is not None:
@@ -60,8 +62,3 @@ async def archive(
     if not layer.base:
         cache.set_archive(layer, made, encoding.name)
     return made
-
-
-def _stays(came: LayerBlob, encoding: Encoding) -> bool:
-    """Is an archive that came from elsewhere given out as it is? One that is not compressed at all is not."""
-    return not encoding.force and layer_compression(came.media_type) != Compression.NONE.value

@@ -22,6 +22,7 @@ from seacan.errors import InvalidParameter, NotFound, SeacanError, Unsupported
 from seacan.images import config as image_config
 from seacan.images import manifest as manifests
 from seacan.images import reference as references
+from seacan.images.commit import convert_layer
 from seacan.images.manifest import Descriptor, Index, Manifest
 from seacan.images.store import LayerBlob, Lease
 from seacan.registry.copy import Place, RegistryPlace, Stored
@@ -241,7 +242,7 @@ class Exporter:
         if known is not None:
             return known
         if not layer.here:
-            archive = step.claim.archive if step.claim is not None else None
+            archive = await self._archive_there(step.claim.archive) if step.claim and step.claim.archive else None
         else:
             archive = await self._archive_here(layer)
         self._archives[id(layer)] = archive
@@ -256,6 +257,21 @@ class Exporter:
         self._layers[blob.digest] = layer
         media_type = manifests.layer_type(manifests.layer_compression(blob.media_type), oci=self._oci)
         return Archive(Descriptor(media_type=media_type, digest=blob.digest, size=blob.size), DiffID(layer.diff_id))
+
+    async def _archive_there(self, claimed: Archive) -> Archive:
+        """Of a layer that an imported cache has: fetched only where it is to have another form."""
+        described = claimed.descriptor
+        compression = manifests.layer_compression(described.media_type)
+        if self._encoding.force and compression != self._encoding.kind.value and self._imports is not None:
+            await self._imports.keep(described)
+            blob = LayerBlob(described.digest, described.size, described.media_type)
+            blob = await convert_layer(self._engine.images, blob, self._lease, self._encoding)
+            described = Descriptor(media_type=blob.media_type, digest=blob.digest, size=blob.size)
+            compression = self._encoding.kind.value
+        if compression:
+            media_type = manifests.layer_type(compression, oci=self._oci)
+            described = msgspec.structs.replace(described, media_type=media_type)
+        return Archive(described, claimed.diff_id)
 
     async def _make(self, layer: Layer) -> LayerBlob:
         return await buildarchives.archive(self._engine, layer, self._lease, self._encoding)
