@@ -207,7 +207,7 @@ async def _ask(
     launched: object = None,
 ) -> Answer:
     if not request.path:
-        raise InvalidParameter("bad parameter: 'path' cannot be empty")
+        raise InvalidParameter("bad parameter: pathcannot be empty")  # dockerd's very words
     if container.is_live:
         request = msgspec.structs.replace(request, pid=container.state.pid)
     else:
@@ -258,9 +258,9 @@ def _work(request: Request, fds: Sequence[int]) -> Answer:
         if request.action == "read":
             _read(real, name, information, fds[0])
         return Answer(stat=_describe(information, name, real))
-    except (FileNotFoundError, NotADirectoryError):
-        if request.action == "write" and os.path.lexists(path):
-            raise InvalidParameter("extraction point is not a directory") from None
+    except NotADirectoryError:
+        raise System(f"lstat {path}: not a directory") from None
+    except FileNotFoundError:
         return Answer(missing=True)
 
 
@@ -516,7 +516,7 @@ def _read(path: str, name: str, info: os.stat_result, descriptor: int) -> None:
 
 
 def _write(path: str, descriptor: int, request: Request) -> None:
-    os.chdir(path)
+    _go_to(path)
     os.umask(0)
     _, chunks = expand(lambda: os.read(descriptor, _CHUNK))
     reader = tar.TarReader(lambda: bytes(next(chunks, b"")))
@@ -525,7 +525,7 @@ def _write(path: str, descriptor: int, request: Request) -> None:
         name = b"/".join(part for part in entry.name.split(b"/") if part not in (b"", b"."))
         if b".." in name.split(b"/"):
             raise InvalidParameter(f"invalid tar header: {entry.text!r} is outside of {path!r}")
-        _make_way(name, entry, request.keep_kinds)
+        _make_way(name, entry, posixpath.normpath(path) if request.keep_kinds else "")
         _create(name or b".", entry, reader, request.owner)
         if entry.kind == tar.DIRECTORY:
             folders.append((name or b".", entry.mtime_ns))
@@ -535,8 +535,21 @@ def _write(path: str, descriptor: int, request: Request) -> None:
     reader.drain()
 
 
-def _make_way(name: bytes, entry: tar.TarEntry, keep_kinds: bool) -> None:
-    """See that the parent exists, and that what is in the way goes: but folders are merged."""
+def _go_to(path: str) -> None:
+    try:
+        os.chdir(path)
+    except NotADirectoryError:
+        if os.path.lexists(path):
+            raise InvalidParameter("extraction point is not a directory") from None
+        if os.path.lexists(path.rstrip("/.")):
+            raise
+        raise System("not a directory") from None
+
+
+def _make_way(name: bytes, entry: tar.TarEntry, kept: str) -> None:
+    """See that the parent exists, and that what is in the way goes: but folders are merged.
+
+    With ``kept``, the folder that is written to, what is in the way stays if one of the two is a folder."""
     parent = name.rpartition(b"/")[0]
     if parent:
         os.makedirs(parent, 0o777, exist_ok=True)
@@ -547,9 +560,9 @@ def _make_way(name: bytes, entry: tar.TarEntry, keep_kinds: bool) -> None:
     was_folder, is_folder = stat.S_ISDIR(existing.st_mode), entry.kind == tar.DIRECTORY
     if was_folder and is_folder:
         return
-    if keep_kinds and was_folder != is_folder:
+    if kept and was_folder != is_folder:
         kinds = ("directory", "non-directory") if was_folder else ("non-directory", "directory")
-        raise InvalidParameter(f'cannot overwrite {kinds[0]} "{os.fsdecode(name)}" with {kinds[1]} "{entry.text}"')
+        raise InvalidParameter(f'cannot overwrite {kinds[0]} "{os.fsdecode(name)}" with {kinds[1]} "{kept}"')
     if was_folder:
         _remove_tree(name)
     elif name:

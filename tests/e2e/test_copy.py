@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -68,6 +69,27 @@ def test_what_is_not_there_is_named(container: Daemon) -> None:
     assert "Could not find the file /nope in container c1" in done.stderr
 
 
+@pytest.mark.parametrize("path", ["/etc/passwd/", "/etc/passwd/.", "/etc/passwd/x"])
+def test_a_file_is_no_folder(container: Daemon, path: str) -> None:
+    done = container.docker("cp", f"c1:{path}", "-", check=False)
+    assert done.stderr == f"Error response from daemon: lstat {path}: not a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/etc/passwd", 400, "extraction point is not a directory"),
+        ("/etc/passwd/", 500, "lstat /etc/passwd/: not a directory"),
+        ("/etc/passwd/x", 500, "not a directory"),
+        ("/nope", 404, "Could not find the file /nope in container c1"),
+        ("", 400, "bad parameter: pathcannot be empty"),
+    ],
+)
+def test_only_a_folder_takes_files(container: Daemon, path: str, status: int, words: str) -> None:
+    done = container.request("PUT", f"/containers/c1/archive?path={path}")
+    assert (done[0], json.loads(done[1])["message"]) == (status, words)
+
+
 def test_a_folder_is_not_replaced_by_a_file(container: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "etc"
     file.write_text("x")
@@ -75,7 +97,7 @@ def test_a_folder_is_not_replaced_by_a_file(container: Daemon, tmp_path: Path) -
     with tarfile.open(fileobj=archive, mode="w") as tar:
         tar.add(file, "etc")
     done = container.docker("cp", "-", "c1:/", input=archive.getvalue(), check=False)
-    assert 'cannot overwrite directory "etc" with non-directory "etc"' in done.stderr
+    assert 'cannot overwrite directory "etc" with non-directory "/"' in done.stderr
 
 
 @pytest.mark.parametrize("name", ["../escaped", "a/../../escaped", "/../escaped"])
