@@ -7,7 +7,6 @@ Validation of what a client sends is :mod:`seacan.engine.verify`.
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import posixpath
@@ -39,7 +38,6 @@ from seacan.engine.verify import (
 )
 from seacan.errors import InvalidParameter, System
 from seacan.linux import seccomp
-from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
 from seacan.runtime.bundle import Mapping as IDMappings
 from seacan.runtime.spec import (
@@ -63,6 +61,7 @@ from seacan.runtime.spec import (
     Root,
     Spec,
 )
+from seacan.volumes import local
 
 if TYPE_CHECKING:
     from seacan.engine.container import Container, Record
@@ -783,24 +782,9 @@ def _bind(spec: Spec, point: MountPoint, options: EngineOptions, facts: Host) ->
         words.append(point.propagation)
     subpath = point.spec.volume_options.subpath if point.type == "volume" and point.spec.volume_options else ""
     if subpath:
-        _check_subpath(point.source, subpath)
+        os.close(local.open_subpath(point.source, subpath, os.O_PATH))
         words.append(f"subpath={subpath}")  # the runtime resolves it again: what is hostile may have changed
     return Mount(point.destination, "bind", point.source, words)
-
-
-def _check_subpath(base: str, subpath: str) -> None:
-    """See that a subpath exists in a volume and does not lead out of it. Raises System in dockerd's words."""
-    try:
-        top = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.close(openat2(top, subpath, os.O_PATH | os.O_CLOEXEC, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS))
-        finally:
-            os.close(top)
-    except OSError as error:
-        if error.errno == errno.EXDEV:
-            raise System(f"path concatenation escapes the base directory, base: {base}, subpath: {subpath}") from error
-        path = posixpath.join(base, subpath)
-        raise System(f"cannot access path {path}: lstat {path}: {(error.strerror or '').lower()}") from error
 
 
 def _check_propagation(spec: Spec, point: MountPoint, options: EngineOptions) -> None:

@@ -7,6 +7,7 @@ engine's recovery unmounts what a crash left mounted.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import re
@@ -121,6 +122,24 @@ def saved_options(folder: Path) -> dict[str, str] | None:
 
 def needs_mount(options: Mapping[str, str] | None) -> bool:
     return bool(options and (options.get("type") or options.get("device")))
+
+
+def open_subpath(base: str, subpath: str, flags: int) -> int:
+    """Open what ``subpath`` of a volume's folder names; links are followed as long as they lead out of nothing.
+
+    Raises System in dockerd's words, caused by the OSError.
+    """
+    try:
+        top = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return k.openat2(top, subpath, flags | os.O_CLOEXEC, resolve=k.RESOLVE_BENEATH | k.RESOLVE_NO_MAGICLINKS)
+        finally:
+            os.close(top)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise System(f"path concatenation escapes the base directory, base: {base}, subpath: {subpath}") from error
+        path = os.path.join(base, subpath)
+        raise System(f"cannot access path {path}: lstat {path}: {(error.strerror or '').lower()}") from error
 
 
 _FLAGS = {

@@ -361,20 +361,31 @@ class Volumes:
                 except System as error:
                     raise System(f"failed to populate volume: {error.message}") from error
             try:
-                await self._fill(volume, seen, point.destination, entry.stat, full)
+                await self._fill(volume, point, seen, entry.stat, full)
             finally:
                 if used:
                     await self._unmount(volume, f"{container}:populate")
 
     async def _fill(
-        self, volume: Volume, rootfs: Rootfs, destination: str, information: os.stat_result, full: bool
+        self, volume: Volume, point: MountPoint, rootfs: Rootfs, information: os.stat_result, full: bool
     ) -> None:
-        target = os.open(volume.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        subpath = point.spec.volume_options.subpath if point.spec.volume_options is not None else ""
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        try:
+            target = (
+                local.open_subpath(volume.mountpoint, subpath, flags)
+                if subpath
+                else os.open(volume.mountpoint, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+            )
+        except System as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                return  # the start will say so, unless somebody makes it before
+            raise System(f"failed to populate volume: {error.message}") from error
         try:
             if os.listdir(target):
                 return
             if full:
-                request = populate.Request(rootfs, destination)
+                request = populate.Request(rootfs, point.destination)
                 await worker.run(self._launcher, "seacan.volumes.populate:main", request, [target], populate.Result)
             else:
                 uid: int | None = information.st_uid

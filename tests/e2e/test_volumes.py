@@ -91,6 +91,20 @@ class TestASubpath:
     def test_it_is_mounted_alone(self) -> None:
         assert self.daemon.out(*self.mount("a/b")) == "f"
 
+    def test_an_empty_one_is_filled_from_the_image(self) -> None:
+        made = "mkdir -m 700 /d/empty /d/full; touch /d/full/kept"
+        run(self.daemon, "-v", "data:/d", "busybox", "sh", "-c", made)
+        mount = "type=volume,src=data,dst=/etc,volume-subpath="
+        shown = [
+            run(self.daemon, "--mount", f"{mount}{name}", "busybox", "sh", "-c", "stat -c %a /etc; ls /etc").split()
+            for name in ("empty", "empty,volume-nocopy", "full")
+        ]
+        assert shown[0][0] == "755"
+        assert {"passwd", "group"} <= set(shown[0])
+        assert shown[1] == shown[0], "what is there stays"
+        assert "passwd" not in shown[2]
+        assert (shown[2][0], "kept" in shown[2]) == ("700", True)
+
     @pytest.mark.parametrize("subpath", ["evil", "evil/etc", "a/../../..", "/etc"])
     def test_it_never_leads_out(self, subpath: str) -> None:
         done = self.daemon.docker(*self.mount(subpath), check=False)
