@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import msgspec
 from msgspec import field
 
+from seacan.engine import gojson
 from seacan.errors import InvalidParameter
 
 StrSlice = Annotated[list[str] | None, msgspec.Meta(extra={"strslice": True})]
@@ -423,8 +424,8 @@ def convert(value: Any, model: type[T]) -> T:
     """Read an already decoded JSON value as ``model``; see :func:`decode`."""
     try:
         return msgspec.convert(_normaliser(typing.cast(Any, model))(value), model)
-    except msgspec.ValidationError as error:
-        raise InvalidParameter(f"invalid JSON: {error}") from error
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise InvalidParameter(f"invalid JSON: {gojson.complaint(value, model) or error}") from error
 
 
 def encode(value: msgspec.Struct) -> dict[str, Any]:
@@ -442,6 +443,12 @@ def copy(value: T) -> T:
 
 
 def _same(value: Any) -> Any:
+    return value
+
+
+def _int64(value: Any) -> Any:
+    if isinstance(value, int) and value not in gojson.INT64:
+        raise OverflowError("a number is larger than 64 bits")
     return value
 
 
@@ -481,7 +488,7 @@ def _normaliser(hint: Any) -> _Normalise:
         )
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return _struct_normaliser(hint)
-    return _same
+    return _int64 if hint is int else _same
 
 
 def _struct_normaliser(model: type[msgspec.Struct]) -> _Normalise:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from seacan.api.networks import ConnectRequest
 from seacan.engine.config import ContainerConfig, ContainerCreateRequest, HostConfig, copy, decode, encode
 from seacan.errors import InvalidParameter
+from seacan.network.creation import NetworkCreateRequest
 
 
 def test_null_leaves_the_zero_value() -> None:
@@ -47,6 +50,74 @@ def test_a_null_endpoint_is_one_without_settings() -> None:
     request = decode(b'{"NetworkingConfig": {"EndpointsConfig": {"net": null}}}', ContainerCreateRequest)
     assert request.networking_config is not None
     assert request.networking_config.endpoints_config == {"net": None}
+
+
+_INTO = "invalid JSON: json: cannot unmarshal {}"
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "words"),
+    [
+        (NetworkCreateRequest, b'{"Name": 5}', "number into Go struct field CreateRequest.Name of type string"),
+        (NetworkCreateRequest, b"[]", "array into Go value of type network.CreateRequest"),
+        (
+            NetworkCreateRequest,
+            b'{"Internal": true, "ipam": {"Config": [{"Subnet": "10.0.0.0/8"}, {"Subnet": 1.5}]}, "Name": 3}',
+            "number into Go struct field IPAMConfig.IPAM.Config.Subnet of type string",
+        ),
+        (
+            NetworkCreateRequest,
+            b'{"Options": ["a"]}',
+            "array into Go struct field CreateRequest.Options of type map[string]string",
+        ),
+        (
+            NetworkCreateRequest,
+            b'{"Options": {"a": true}}',
+            "bool into Go struct field CreateRequest.Options of type string",
+        ),
+        (
+            NetworkCreateRequest,
+            b'{"EnableIPv6": "true"}',
+            "string into Go struct field CreateRequest.EnableIPv6 of type bool",
+        ),
+        (
+            ConnectRequest,
+            b'{"EndpointConfig": {"GwPriority": 1.5}}',
+            "number 1.5 into Go struct field EndpointSettings.EndpointConfig.GwPriority of type int",
+        ),
+        (
+            ConnectRequest,
+            b'{"EndpointConfig": "x"}',
+            "string into Go struct field ConnectOptions.EndpointConfig of type network.EndpointSettings",
+        ),
+        (
+            ContainerCreateRequest,
+            b'{"HostConfig": {"Memory": "1g"}}',
+            "string into Go struct field HostConfig.HostConfig.Memory of type int64",
+        ),
+        (
+            ContainerCreateRequest,
+            b'{"HostConfig": {"Memory": 9223372036854775808}}',
+            "number 9223372036854775808 into Go struct field HostConfig.HostConfig.Memory of type int64",
+        ),
+        (
+            ContainerCreateRequest,
+            b'{"HostConfig": {"PortBindings": {"80/tcp": {}}}}',
+            "object into Go struct field HostConfig.HostConfig.PortBindings of type []nat.PortBinding",
+        ),
+        (
+            ContainerCreateRequest,
+            b'{"HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": 80}]}}}',
+            "number into Go struct field PortBinding.HostConfig.PortBindings.HostPort of type string",
+        ),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_in_the_words_of_go(
+    model: type[msgspec.Struct], body: bytes, words: str
+) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        decode(body, model)
+    assert str(caught.value) == _INTO.format(words)
 
 
 @pytest.mark.parametrize(
