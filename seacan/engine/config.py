@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import msgspec
 from msgspec import field
 
-from seacan.engine import gojson
+from seacan.engine.gojson import INT64, complaint
 from seacan.errors import InvalidParameter
 
 StrSlice = Annotated[list[str] | None, msgspec.Meta(extra={"strslice": True})]
@@ -425,7 +425,7 @@ def convert(value: Any, model: type[T]) -> T:
     try:
         return msgspec.convert(_normaliser(typing.cast(Any, model))(value), model)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise InvalidParameter(f"invalid JSON: {gojson.complaint(value, model) or error}") from error
+        raise InvalidParameter(f"invalid JSON: {complaint(value, model) or error}") from error
 
 
 def encode(value: msgspec.Struct) -> dict[str, Any]:
@@ -447,7 +447,7 @@ def _same(value: Any) -> Any:
 
 
 def _int64(value: Any) -> Any:
-    if isinstance(value, int) and value not in gojson.INT64:
+    if isinstance(value, int) and value not in INT64:
         raise OverflowError("a number is larger than 64 bits")
     return value
 
