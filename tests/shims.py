@@ -16,7 +16,7 @@ from seacan.runtime import spec
 from seacan.runtime.bundle import Exit, LogConfig, ShimConfig
 from seacan.runtime.launcher import Launcher
 from seacan.runtime.protocol import ClientDetached, ExecExited
-from seacan.runtime.task import Event, Task, lost
+from seacan.runtime.task import Event, Task, Waiting, lost
 from tests.bundles import Bundles
 
 
@@ -121,7 +121,13 @@ class Shims:
         self._made: list[Running] = []
 
     async def create(
-        self, args: Sequence[str] | spec.Spec, *, log: LogConfig | None = None, terminal: bool = False, **config: Any
+        self,
+        args: Sequence[str] | spec.Spec,
+        *,
+        log: LogConfig | None = None,
+        terminal: bool = False,
+        waiting: Waiting | None = None,
+        **config: Any,
     ) -> Running:
         """A container that waits for its start."""
         oci = args if isinstance(args, spec.Spec) else self.bundles.spec(args, terminal=terminal)
@@ -140,7 +146,7 @@ class Shims:
         (bundle / "shim.json").write_bytes(msgspec.json.encode(shim))
         running = Running(bundle, log)
         self._made.append(running)
-        running.task = await Task.spawn(self.launcher, bundle, running.on_event)
+        running.task = await Task.spawn(self.launcher, bundle, running.on_event, waiting)
         async with asyncio.timeout(20):
             await running.task.created()
         return running

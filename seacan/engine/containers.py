@@ -264,6 +264,7 @@ class Containers:
             self._add(container)
             undo.pop_all()
         self.emit(container, "create")
+        engine.lifecycle.expect_start(container)
         return Created(id, warnings)
 
     def _platform_warning(self, image: Image | None, platform: str) -> list[str]:

@@ -29,7 +29,7 @@ from seacan.network.model import ContainerIdentity, Endpoint, PortRequest
 from seacan.runtime import protocol, spec
 from seacan.runtime.bundle import Exit, ExternalRuntime, ShimConfig
 from seacan.runtime.failure import words
-from seacan.runtime.task import Task, lost
+from seacan.runtime.task import Task, Waiting, lost
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -44,6 +44,10 @@ RESTART_DELAY = 0.1
 RESTART_DELAY_LIMIT = 60.0
 RESTART_STEADY = 10.0
 """A container that ran this long starts again without back-off. All in seconds, as dockerd."""
+WAITING_TIME = 2.0
+"""Seconds after its creation that a container has a shim in waiting."""
+MAX_WAITING = 8
+"""How many containers may have one: each takes a megabyte."""
 NAME_FILES = ("hostname", "hosts", "resolv.conf")
 _SIGKILL = 9
 
@@ -52,8 +56,21 @@ class Lifecycle:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._closing = False
+        self._waiting: dict[str, Waiting] = {}
+        """Shims of containers that are likely to be started soon."""
 
     # --- start -----------------------------------------------------------------------------------------------------
+
+    def expect_start(self, container: Container) -> None:
+        """A container has just been made. Most are started at once, and then their shim exists already."""
+        if len(self._waiting) < MAX_WAITING and not self._closing:
+            self._waiting[container.id] = Waiting(self._engine.launcher)
+            asyncio.get_running_loop().call_later(WAITING_TIME, self._dismiss, container.id)
+
+    def _dismiss(self, id: str) -> None:
+        waiting = self._waiting.pop(id, None)
+        if waiting is not None:
+            waiting.close()
 
     async def start(self, reference: str) -> None:
         """Start a created or stopped container.
@@ -111,13 +128,17 @@ class Lifecycle:
         bundle = engine.containers.bundle(container)
         await container.settled()
         async with contextlib.AsyncExitStack() as undo:
+            waiting = self._waiting.pop(container.id, None) or Waiting(engine.launcher)
+            undo.callback(waiting.close)
             points = container.record.mounts
             undo.push_async_callback(engine.volumes.unmount, container.id, points)
             await engine.volumes.mount(container.id, points)
             await self._relabel(container)
             undo.callback(shutil.rmtree, bundle, ignore_errors=True)
             await self._write_bundle(container, bundle)
-            task = await Task.spawn(engine.launcher, bundle, lambda task, event: self.event(container, task, event))
+            task = await Task.spawn(
+                engine.launcher, bundle, lambda task, event: self.event(container, task, event), waiting
+            )
             undo.push_async_callback(self._abandon, container, task)
             undo.push_async_callback(engine.networks.release, container.id)
             try:
@@ -698,11 +719,14 @@ class Lifecycle:
         """The container is being removed: stop everything that goes on for it."""
         health.end(container)
         self._cancel_restart(container)
+        self._dismiss(container.id)
 
     async def close(self) -> None:
         """The engine ends. Containers go on with ``live_restore``; else they are stopped, as by dockerd, and those with
         a restart policy come back at the next start."""
         self._closing = True
+        for id in tuple(self._waiting):
+            self._dismiss(id)
         if self._engine.options.live_restore:
             return
         limit = self._engine.options.shutdown_timeout

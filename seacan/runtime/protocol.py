@@ -96,6 +96,13 @@ class OutOfMemory(Message, frozen=True, tag="oom"):
 # --- daemon → shim: requests ------------------------------------------------------------------------------------
 
 
+class Make(Message, frozen=True, tag="make"):
+    """What a shim waits for first: have the container of ``bundle`` made. :class:`Created` or a :class:`Failed` with
+    ``seq`` 0 says what became of it. A shim whose channel ends before has nothing to do, and ends too."""
+
+    bundle: str
+
+
 class Start(Message, frozen=True, tag="start"):
     """Let init execute the user's program. Answered by :class:`Done` after execve succeeded, or :class:`Failed`."""
 
@@ -222,5 +229,5 @@ class Failed(Message, frozen=True, tag="failed"):
 
 ToLauncher = Launch
 FromLauncher = Launched | Ended | Failed
-ToShim = Start | Attach | Exec | Noted | Signal | Resize | Keep | Fetch | Describe | Abandon
+ToShim = Make | Start | Attach | Exec | Noted | Signal | Resize | Keep | Fetch | Describe | Abandon
 FromShim = Created | Exited | ExecExited | ClientDetached | OutOfMemory | ExecStarted | Description | Done | Failed

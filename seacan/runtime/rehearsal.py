@@ -27,7 +27,7 @@ from seacan.errors import Unsupported
 from seacan.linux.syscalls import fsconfig_create, fsmount, fsopen
 from seacan.runtime import maker, packets, spec
 from seacan.runtime.bundle import DirectoryRoot, LogConfig, ShimConfig
-from seacan.runtime.protocol import Start
+from seacan.runtime.protocol import Make, Start
 from seacan.runtime.shim import Shim
 
 _TIMES = 24
@@ -87,9 +87,10 @@ def _play(bundle: str) -> None:
             maker.fork(work, maker.Birth(bundle, init=False))
         return -1, os.dup(stand_ins[3]), ours
 
-    shim = Shim(bundle, theirs, fork)
+    shim = Shim(theirs, fork)
     try:
-        shim.prepare()
+        packets.send(daemon, Make(bundle=bundle))
+        shim.turn()
         packets.send(made, maker.Watching(), stand_ins[::2])
         shim.turn()
         packets.send(made, maker.Sandboxed(0), stand_ins[:2])

@@ -45,6 +45,7 @@ from seacan.runtime.protocol import (
     Fetch,
     FromShim,
     Keep,
+    Make,
     Noted,
     OutOfMemory,
     Resize,
@@ -103,10 +104,10 @@ class _Process:
         self.reported = False
 
 
-def main(bundle: str, fds: Sequence[int]) -> int:
-    """The launcher's target. ``fds`` is the channel to the daemon that asked."""
+def main(_argument: str, fds: Sequence[int]) -> int:
+    """The launcher's target. ``fds`` is the channel to the daemon that asked, and says which container it is for."""
     gc.disable()
-    return Shim(bundle, socket.socket(fileno=fds[0])).run()
+    return Shim(socket.socket(fileno=fds[0])).run()
 
 
 def _ignore(number: int, frame: object) -> None:
@@ -141,8 +142,9 @@ class _Execution:
 class Shim:
     """``fork`` is :func:`seacan.runtime.maker.fork`, but in a rehearsal."""
 
-    def __init__(self, bundle: str, daemon: socket.socket, fork: maker.Fork = maker.fork) -> None:
-        self._bundle = bundle
+    def __init__(self, daemon: socket.socket, fork: maker.Fork = maker.fork) -> None:
+        self._bundle = ""
+        """Empty until there is a container to make."""
         self._fork = fork
         self._loop = Loop(self._callback_failed)
         self._daemons: list[_Daemon] = []
@@ -193,13 +195,13 @@ class Shim:
         signal.signal(signal.SIGCHLD, _ignore)
         signal.siginterrupt(signal.SIGCHLD, False)
         self._loop.watch(self._wake, READ, lambda events: self._children())
-        self.prepare()
         while not self._finished or self._flushing():
             self.turn()
         return 0
 
-    def prepare(self) -> None:
+    def _prepare(self, bundle: str) -> None:
         """Have the container made."""
+        self._bundle = bundle
         try:
             self._create()
         except (SeacanError, OSError, msgspec.DecodeError) as error:
@@ -413,7 +415,7 @@ class Shim:
 
     def _watch_for(self, daemon: _Daemon) -> None:
         # Requests wait until there is something to ask of.
-        events = (READ if self._init is not None else 0) | (WRITE if daemon.owed else 0)
+        events = (READ if self._init is not None or not self._bundle else 0) | (WRITE if daemon.owed else 0)
         self._loop.change(daemon.channel.fileno(), events)
 
     def _daemon_ready(self, daemon: _Daemon, events: int) -> None:
@@ -442,9 +444,13 @@ class Shim:
         except msgspec.DecodeError:
             packets.close_all(fds)
             raise
-        if isinstance(request, Noted):
+        if isinstance(request, Noted | Make):
             packets.close_all(fds)
-            self._noted(request.exec_id)
+            if isinstance(request, Noted):
+                self._noted(request.exec_id)
+            else:
+                self._prepare(request.bundle)
+                self._watch_for(daemon)
             return
         answer: FromShim | None
         answered: Sequence[int] = ()
@@ -477,6 +483,9 @@ class Shim:
         for _, fds in daemon.owed:
             packets.close_all(fds)
         if self._daemons or self._finished:
+            return
+        if not self._bundle:  # there never was anything to do
+            self._finished = True
             return
         if not self._started:
             self._loop.later(_ORPHAN_GRACE, self._orphaned)
@@ -532,7 +541,7 @@ class Shim:
 
     def _serve_request(self, daemon: _Daemon, request: ToShim, fds: list[int]) -> tuple[FromShim | None, Sequence[int]]:
         """Carry a request out, or begin to (None). It empties ``fds`` of what it keeps; the caller closes the rest."""
-        assert not isinstance(request, Noted)
+        assert not isinstance(request, Noted | Make)
         if isinstance(request, Start):
             # Its maker may linger for a moment after the container has begun.
             if self._started or self._maker is None or self._starter is not None:

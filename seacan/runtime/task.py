@@ -19,7 +19,7 @@ from seacan.errors import Conflict, RuntimeFailed, System
 from seacan.runtime import packets, spec
 from seacan.runtime.bundle import Exit
 from seacan.runtime.failure import words
-from seacan.runtime.launcher import Launcher, LauncherDied, Process
+from seacan.runtime.launcher import Launcher, LauncherDied
 from seacan.runtime.protocol import (
     Abandon,
     Attach,
@@ -35,6 +35,7 @@ from seacan.runtime.protocol import (
     Fetch,
     FromShim,
     Keep,
+    Make,
     Noted,
     OutOfMemory,
     Resize,
@@ -82,6 +83,59 @@ class Sandbox:
             self.pidfd = -1
 
 
+class Waiting:
+    """A shim that has no container yet. It is forked while the daemon does something else, such as writing the bundle
+    that the shim is then told of.
+
+    Whoever makes one either has it :meth:`make` a container or closes it.
+    """
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._channel: socket.socket | None
+        self._channel, theirs = packets.pair()
+        self._launched = asyncio.ensure_future(self._launch(launcher, theirs))
+        self._launched.add_done_callback(lambda launched: launched.cancelled() or launched.exception())
+
+    @staticmethod
+    async def _launch(launcher: Launcher, theirs: socket.socket) -> None:
+        try:
+            process = await launcher.launch(SHIM, "", [theirs.fileno()])
+        finally:
+            theirs.close()
+        process.close()  # its end is the channel's
+
+    async def make(self, bundle: Path) -> socket.socket:
+        """Have the container of ``bundle`` made; gives the channel to the shim, which runs.
+
+        Raises LauncherDied where there is no shim, and System.
+        """
+        channel, self._channel = self._channel, None
+        assert channel is not None, "a shim makes one container"
+        try:
+            try:
+                packets.send(channel, Make(bundle=str(bundle)))
+            except BrokenPipeError:
+                await self._launched
+                raise LauncherDied("the shim died before it had a container") from None
+            try:
+                await asyncio.shield(self._launched)
+            except LauncherDied:
+                # If it had forked, the shim has the other end, and says something; else nobody has.
+                await _readable(channel)
+                if _ended(channel):
+                    raise
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def close(self) -> None:
+        """Let it end, unless it has got a container."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
 class Task:
     """See the module. Made by :meth:`spawn` or :meth:`reconnect`.
 
@@ -108,31 +162,24 @@ class Task:
         asyncio.get_running_loop().add_reader(connection, self._receive)
 
     @classmethod
-    async def spawn(cls, launcher: Launcher, bundle: Path, on_event: Callable[[Task, Event], None]) -> Task:
-        """Have a shim make the container of ``bundle``. Returns when the shim runs. Raises System."""
-        for attempt in range(_ATTEMPTS):
-            ours, theirs = packets.pair()
-            process: Process | None = None
+    async def spawn(
+        cls,
+        launcher: Launcher,
+        bundle: Path,
+        on_event: Callable[[Task, Event], None],
+        waiting: Waiting | None = None,
+    ) -> Task:
+        """Have a shim, ``waiting`` or a new one, make the container of ``bundle``. Returns when the shim runs.
+
+        Raises System.
+        """
+        shim = waiting or Waiting(launcher)
+        for _ in range(_ATTEMPTS - 1):
             try:
-                process = await launcher.launch(SHIM, str(bundle), [theirs.fileno()])
+                return cls(bundle, await shim.make(bundle), on_event)
             except LauncherDied:
-                theirs.close()
-                # If it had forked, the shim has the other end, and says something; else nobody has.
-                await _readable(ours)
-                if _ended(ours):
-                    ours.close()
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-                    continue
-            except BaseException:
-                ours.close()
-                raise
-            finally:
-                theirs.close()
-            if process is not None:
-                process.close()  # its end is the channel's
-            return cls(bundle, ours, on_event)
-        raise AssertionError("unreachable")
+                shim = Waiting(launcher)
+        return cls(bundle, await shim.make(bundle), on_event)
 
     @classmethod
     async def reconnect(cls, bundle: Path, on_event: Callable[[Task, Event], None]) -> Task | None:

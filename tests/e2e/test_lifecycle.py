@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,20 @@ def status(daemon: Daemon, name: str = "c1") -> str:
 
 def start(daemon: Daemon, *argv: str) -> None:
     daemon.docker("run", "-d", "--name", "c1", *NONE, *argv)
+
+
+def test_a_container_that_is_only_created_has_no_process_for_long(daemon: Daemon) -> None:
+    (launcher,) = daemon.launcher_pids()
+    children = Path(f"/proc/{launcher}/task/{launcher}/children")
+    before = set(children.read_text().split())
+    for number in range(12):
+        daemon.docker("create", "--name", f"c{number}", *NONE, *FOREVER)
+    assert len(set(children.read_text().split()) - before) <= 8
+    eventually(lambda: not set(children.read_text().split()) - before)
+    daemon.docker("start", "c11")
+    daemon.docker("create", "--name", "c12", *NONE, *FOREVER)
+    daemon.docker("rm", "-f", *(f"c{number}" for number in range(13)))
+    eventually(lambda: not set(children.read_text().split()) - before)
 
 
 def test_stop_sends_term_and_then_kills(daemon: Daemon) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from seacan.runtime import maker, packets, shim, spec
 from seacan.runtime.bundle import DirectoryRoot, LogConfig, ShimConfig
-from seacan.runtime.protocol import Created, Describe, Description, Exec, Exited, Failed, FromShim
+from seacan.runtime.protocol import Created, Describe, Description, Exec, Exited, Failed, FromShim, Make
 from seacan.runtime.shim import SOCKET, Shim
 
 
@@ -37,8 +37,9 @@ class Stage:
         """The channel of each process that the shim forked, and before it those errors that a fork is to end with."""
         self.refusals: list[OSError] = []
         self.init = self.child()
-        self.shim = Shim(str(bundle), theirs, self.fork)
-        self.shim.prepare()
+        self.shim = Shim(theirs, self.fork)
+        packets.send(self.daemon, Make(bundle=str(bundle)))
+        self.shim.turn()
         (self.maker,) = self.forks
         self.stand_ins = [fd for _ in range(2) for fd in os.pipe2(os.O_CLOEXEC)]
         packets.send(self.maker, maker.Sandboxed(self.init.pid), self.stand_ins[:3])

@@ -11,7 +11,7 @@ import pytest
 
 from seacan.runtime import maker, packets
 from seacan.runtime.bundle import DirectoryRoot, LogConfig, ShimConfig
-from seacan.runtime.protocol import Created, Done, Failed, FromShim, Start
+from seacan.runtime.protocol import Created, Done, Failed, FromShim, Make, Start
 from seacan.runtime.shim import Shim
 
 
@@ -24,8 +24,9 @@ class Stage:
         self.daemon, theirs = packets.pair()
         self.maker, ours = packets.pair()
         self.stand_ins = [fd for _ in range(2) for fd in os.pipe2(os.O_CLOEXEC)]
-        self.shim = Shim(str(bundle), theirs, lambda work, birth: (0, -1, ours))
-        self.shim.prepare()
+        self.shim = Shim(theirs, lambda work, birth: (0, -1, ours))
+        packets.send(self.daemon, Make(bundle=str(bundle)))
+        self.shim.turn()
         packets.send(self.maker, maker.Sandboxed(0), self.stand_ins[:3])
         self.shim.turn()
         packets.send(self.maker, maker.Made(-1))

@@ -15,7 +15,7 @@ import pytest
 from seacan.errors import RuntimeFailed, System
 from seacan.runtime.bundle import Exit
 from seacan.runtime.protocol import Exited, OutOfMemory
-from seacan.runtime.task import Task, lost, recorded_exit
+from seacan.runtime.task import Task, Waiting, lost, recorded_exit
 from tests.bundles import Bundles
 from tests.shims import Shims
 
@@ -266,6 +266,52 @@ async def test_a_launcher_killed_at_the_moment_of_a_launch_costs_nothing(shims: 
         os.kill(shims.launcher.pid, signal.SIGKILL)
         exit, _ = await shims.run(["true"])
         assert exit.exit_code == 0
+
+
+async def forked(shims: Shims, count: int) -> list[int]:
+    """The launcher's processes, as soon as there are ``count`` of them."""
+    pid = shims.launcher.pid
+    async with asyncio.timeout(10):
+        while len(pids := Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) != count:
+            await asyncio.sleep(0.01)
+    return [int(pid) for pid in pids]
+
+
+async def test_a_shim_in_waiting_has_the_container_made_that_it_is_told_of(shims: Shims) -> None:
+    await shims.run(["true"])  # the launcher has processes of its own before its first
+    await forked(shims, 0)
+    waiting = Waiting(shims.launcher)
+    (shim,) = await forked(shims, 1)
+    running = await shims.create(["sleep", "1000"], waiting=waiting)
+    waiting.close()  # has no effect any more
+    await running.task.start()
+    assert await running.shim_pid() == shim
+    await running.task.signal(signal.SIGKILL)
+    assert (await running.exit()).exit_code == 137
+
+
+async def test_a_shim_in_waiting_that_gets_nothing_ends(shims: Shims) -> None:
+    await shims.run(["true"])  # the launcher has processes of its own before its first
+    await forked(shims, 0)
+    waiting = Waiting(shims.launcher)
+    await forked(shims, 1)
+    waiting.close()
+    await forked(shims, 0)
+    Waiting(shims.launcher).close()  # before it is even born
+    assert (await shims.run(["true"]))[0].exit_code == 0
+    await forked(shims, 0)
+
+
+async def test_a_shim_in_waiting_that_was_killed_is_replaced(shims: Shims) -> None:
+    await shims.run(["true"])  # the launcher has processes of its own before its first
+    await forked(shims, 0)
+    waiting = Waiting(shims.launcher)
+    (shim,) = await forked(shims, 1)
+    os.kill(shim, signal.SIGKILL)
+    await forked(shims, 0)
+    running = await shims.create(["true"], waiting=waiting)
+    await running.task.start()
+    assert (await running.exit()).exit_code == 0
 
 
 @pytest.mark.long
