@@ -29,7 +29,8 @@ def routes(engine: Engine) -> list[web.RouteDef]:
         if container.state.dead or container.state.removing:
             raise Conflict(f"You cannot export container {container.id} which is being removed")
         rootfs = engine.snapshots.rootfs(container.id, read_only=True)
-        response = await stream_archive(request, export(engine.launcher, rootfs))
+        pid = container.state.pid if container.is_live else 0
+        response = await stream_archive(request, export(engine.launcher, rootfs, pid))
         engine.containers.emit(container, "export")
         return response
 

@@ -16,8 +16,10 @@ from seacan.storage.worker import Launcher
 _PIPE = 1 << 20
 
 
-async def export(launcher: Launcher, rootfs: Rootfs) -> AsyncIterator[bytes]:
+async def export(launcher: Launcher, rootfs: Rootfs, pid: int = 0) -> AsyncIterator[bytes]:
     """The archive, piece by piece; the root is as the container sees it, its volumes and ``/proc`` left out.
+
+    ``pid`` is the container's init while it runs.
 
     Raises :class:`~seacan.errors.System` from the last step when the tree could not be read to its end.
     """
@@ -33,7 +35,7 @@ async def export(launcher: Launcher, rootfs: Rootfs) -> AsyncIterator[bytes]:
             worker.run(
                 launcher,
                 "seacan.storage.pack:main",
-                PackRequest("tree", rootfs),
+                PackRequest("tree", rootfs, pid=pid),
                 (writer,),
                 PackResult,
                 launched=lambda: os.close(writer),

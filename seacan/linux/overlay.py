@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 
 from seacan.linux import syscalls as k
+from seacan.linux.paths import part_of
 
 _VALUE_LIMIT = 255
 """Bytes of one fsconfig string."""
@@ -23,6 +24,7 @@ def mount_overlay(
     options: Sequence[str] = (),
     *,
     userns: int = -1,
+    subpath: str = "",
 ) -> int:
     """A descriptor of the mount. ``lower`` lists folders, the topmost first; ``options`` are ``key`` or ``key=value``.
 
@@ -31,12 +33,22 @@ def mount_overlay(
     The caller's own user must have a number there, too, for what overlay makes in the work folder. Only a process with
     a single thread may ask for it.
 
+    With ``subpath``, the mount is of what the overlay has there: a folder or a file, never outside of it.
+
     Before Linux 6.8 with more layers than one fsconfig string names (about 60), the mount is made for a moment on top
     of a folder, so the caller must then be in a mount namespace of its own.
 
     Raises:
         OSError: with the mount's options or the layer's path as its file name.
     """
+    if subpath and _release() < (6, 15):
+        return _elsewhere(lower, upper, work, options, userns, subpath)
+    if subpath:
+        tree = mount_overlay(lower, upper, work, options, userns=userns)
+        try:
+            return part_of(tree, subpath)
+        finally:
+            os.close(tree)
     if upper is None and len(lower) == 1:
         # overlay wants two layers at least; one alone is a read-only view of its folder
         fd = mapped(lower[0], userns) if userns >= 0 else k.open_tree(k.AT_FDCWD, lower[0], k.OPEN_TREE_CLONE)
@@ -94,8 +106,15 @@ def _mount_mapped(
         return _mount_folders(layers, upper, work, options)
 
 
-def _elsewhere(lower: Sequence[str], upper: str | None, work: str | None, options: Sequence[str], userns: int) -> int:
-    """:func:`_mount_mapped` by a child in a mount namespace of its own, which hands over the mount and ends."""
+def _elsewhere(
+    lower: Sequence[str],
+    upper: str | None,
+    work: str | None,
+    options: Sequence[str],
+    userns: int,
+    subpath: str = "",
+) -> int:
+    """The mount made by a child in a mount namespace of its own, which hands it over and ends."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
@@ -103,7 +122,13 @@ def _elsewhere(lower: Sequence[str], upper: str | None, work: str | None, option
             if pid == 0:
                 try:
                     k.mount("", "/", "", k.MS_REC | k.MS_PRIVATE)
-                    fd = _mount_mapped(lower, upper, work, options, userns, attach=True)
+                    if userns >= 0:
+                        fd = _mount_mapped(lower, upper, work, options, userns, attach=True)
+                    else:
+                        fd = _mount_folders(lower, upper, work, options)
+                    if subpath:
+                        k.move_mount(fd, k.AT_FDCWD, "/")
+                        fd = part_of(fd, subpath)
                     socket.send_fds(theirs, [b"0"], [fd])
                 except OSError as error:
                     theirs.send(f"{error.errno or errno.EIO} {error.filename or 'overlay'}".encode())

@@ -13,7 +13,17 @@ import stat
 import sys
 from typing import Final
 
-from seacan.linux.syscalls import RESOLVE_IN_ROOT, fail, libc, openat2
+from seacan.linux.syscalls import (
+    AT_EMPTY_PATH,
+    OPEN_TREE_CLONE,
+    RESOLVE_BENEATH,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    fail,
+    libc,
+    open_tree,
+    openat2,
+)
 
 _MAX_LINKS: Final = 40
 
@@ -21,6 +31,19 @@ _MAX_LINKS: Final = 40
 def open_in_root(root: int, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
     """openat2(2) with RESOLVE_IN_ROOT; magic links of procfs are refused (ELOOP)."""
     return openat2(root, path or ".", flags, mode=mode, resolve=RESOLVE_IN_ROOT)
+
+
+def part_of(top: int, subpath: str, flags: int = 0) -> int:
+    """A detached copy of the mount below the folder ``top``, of which only what ``subpath`` names is seen.
+
+    Links are followed as long as they do not lead out (EXDEV). ``flags`` may be AT_RECURSIVE. Before Linux 6.15 the
+    mount must be attached in the caller's namespace (EINVAL).
+    """
+    found = openat2(top, subpath, os.O_PATH | os.O_CLOEXEC, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+    try:
+        return open_tree(found, "", OPEN_TREE_CLONE | AT_EMPTY_PATH | flags)
+    finally:
+        os.close(found)
 
 
 def make_in_root(root: int, path: str, *, directory: bool = True, mode: int = 0o755, file_mode: int = 0o755) -> int:

@@ -53,7 +53,6 @@ from seacan import cgroups
 from seacan.cgroups import Cgroup
 from seacan.errors import Conflict, InvalidParameter, NotFound, RuntimeFailed, Unsupported
 from seacan.linux import syscalls as k
-from seacan.linux.overlay import mount_overlay
 from seacan.linux.userns import Range, namespace_with, outside, write_map
 from seacan.runtime import channel as words_of
 from seacan.runtime import interfaces, mounts, process, spec, state
@@ -481,7 +480,7 @@ class Container:
                         k.mount_setattr(mount.fd, set=k.MOUNT_ATTR_IDMAP, userns=mapping, recursive=tree)
             elif mount.idmap:
                 with step(mount.where()):
-                    mount.fd = mount_overlay(*mounts.layers(mount), userns=mapping)
+                    mount.fd = mounts.mount_layers(mount, mapping)
                 borrowed.callback(os.close, mount.fd)
 
     @staticmethod

@@ -22,7 +22,6 @@ from seacan import cgroups
 from seacan.cgroups import Cgroup
 from seacan.errors import RuntimeFailed
 from seacan.linux import syscalls as k
-from seacan.linux.overlay import mount_overlay
 from seacan.linux.userns import namespace_with
 from seacan.runtime import mounts, spec
 from seacan.runtime.bundle import ExternalRuntime, ShimConfig
@@ -206,7 +205,7 @@ class Runtime:
                 userns = namespace_with(ranges(uids), ranges(gids))
                 stack.callback(os.close, userns)
             if plan.kind != "bind":
-                return mount_overlay(*mounts.layers(plan), userns=userns)
+                return mounts.mount_layers(plan, userns)
             tree = open_bind(plan)
             if plan.idmap:
                 k.mount_setattr(tree, set=k.MOUNT_ATTR_IDMAP, userns=userns, recursive=plan.idmap == "tree")

@@ -11,8 +11,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from seacan.errors import InvalidParameter, Unsupported
+from seacan.errors import InvalidParameter
 from seacan.linux import syscalls as k
+from seacan.linux.overlay import mount_overlay
 from seacan.runtime import spec
 
 _ATIME: Final = k.MOUNT_ATTR__ATIME
@@ -143,17 +144,22 @@ def plan(mount: spec.Mount, bundle: str, mount_label: str = "") -> MountPlan:
     return result
 
 
-def layers(mount: MountPlan) -> tuple[list[str], None, None, list[str]]:
-    """The folders of a read-only overlay, the topmost first, and its other options, as
-    :func:`seacan.linux.overlay.mount_overlay` takes them. Raises Unsupported if only a part of it is wanted."""
-    if any(key == "subpath" for key, _ in mount.data):
-        raise Unsupported(
-            f"{mount.where()}: a part of an image of several layers cannot be mounted for mapped users or by another "
-            "runtime"
-        )
+def mount_layers(mount: MountPlan, userns: int = -1) -> int:
+    """A descriptor of a read-only overlay, or of the part of it that is wanted. Raises OSError.
+
+    ``userns``: see :func:`seacan.linux.overlay.mount_overlay`.
+    """
+    subpath = taken_subpath(mount)
     lower = [value for key, value in mount.data if key == "lowerdir+" and value is not None]
     others = [key if value is None else f"{key}={value}" for key, value in mount.data if key != "lowerdir+"]
-    return lower, None, None, others
+    return mount_overlay(lower, options=others, userns=userns, subpath=subpath)
+
+
+def taken_subpath(plan: MountPlan) -> str:
+    """The value of a mount's option ``subpath=``, which the kernel does not know; empty if there is none."""
+    value = next((value for key, value in plan.data if key == "subpath"), None) or ""
+    plan.data = [item for item in plan.data if item[0] != "subpath"]
+    return value
 
 
 def _apply(result: MountPlan, option: str) -> None:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Final
 from seacan.linux import syscalls as k
 from seacan.linux.descent import Descent
 from seacan.linux.overlay import mapped, mount_overlay
-from seacan.linux.paths import is_on, make_in_root, open_in_root
+from seacan.linux.paths import is_on, make_in_root, open_in_root, part_of
 from seacan.linux.userns import Range, namespace_with
 from seacan.runtime import spec
 from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
 from seacan.runtime.failure import SetupFailed, not_permitted, step, words
-from seacan.runtime.mounts import PROC_ALLOWED, MountPlan
+from seacan.runtime.mounts import PROC_ALLOWED, MountPlan, taken_subpath
 
 if TYPE_CHECKING:
     from seacan.cgroups import Cgroup
@@ -137,10 +137,7 @@ class RootBuilder:
                     k.move_mount(tree, target)
             return
         if plan.fd >= 0:
-            with _closing(plan.fd) as tree, _closing(self._filesystem_target(plan)) as target:
-                self._check_procfs(target, plan, -1)
-                self._set_propagation(tree, plan)
-                k.move_mount(tree, target)
+            self._attach(plan.fd, plan)
             return
         if subpath := taken_subpath(plan):
             self._mount_part(plan, subpath)
@@ -173,27 +170,28 @@ class RootBuilder:
 
         Before Linux 6.15 it lies over the root for a moment: the kernel copied only what is attached.
         """
-        with (
-            _closing(mount_filesystem(plan)) as tree,
-            _closing(k.openat2(tree, subpath, _PATH, resolve=k.RESOLVE_BENEATH | k.RESOLVE_NO_MAGICLINKS)) as found,
-        ):
+        with _closing(mount_filesystem(plan)) as tree:
             if self._detached:
-                part = k.open_tree(found, "", k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH)
+                part = part_of(tree, subpath)
             else:
                 k.move_mount(tree, self.root)
                 try:
-                    part = k.open_tree(found, "", k.OPEN_TREE_CLONE | k.AT_EMPTY_PATH)
+                    part = part_of(tree, subpath)
                 finally:
                     k.umount2(f"/proc/self/fd/{tree}", k.MNT_DETACH)
+        self._attach(part, plan)
+
+    def _attach(self, tree: int, plan: MountPlan) -> None:
+        """Attach a mount, of a folder or a file, where the plan wants it; the descriptor is closed."""
         with (
-            _closing(part),
+            _closing(tree),
             _closing(
-                make_in_root(self.root, plan.destination, directory=stat.S_ISDIR(os.stat(part).st_mode))
+                make_in_root(self.root, plan.destination, directory=stat.S_ISDIR(os.stat(tree).st_mode))
             ) as target,
         ):
             self._check_procfs(target, plan, -1)
-            self._set_propagation(part, plan)
-            k.move_mount(part, target)
+            self._set_propagation(tree, plan)
+            k.move_mount(tree, target)
 
     def _exists(self, path: str) -> bool:
         """A tmpfs takes the mode of what it covers; where the image has nothing, everybody may write (as in runc)."""
@@ -528,13 +526,6 @@ def write_procfs(proc: int, path: str, value: str) -> None:
         os.close(fd)
 
 
-def taken_subpath(plan: MountPlan) -> str:
-    """The value of a mount's option ``subpath=``, which the kernel does not know; empty if there is none."""
-    value = next((value for key, value in plan.data if key == "subpath"), None) or ""
-    plan.data = [item for item in plan.data if item[0] != "subpath"]
-    return value
-
-
 def open_bind(plan: MountPlan) -> int:
     """A detached copy of a bind mount's source.
 
@@ -543,11 +534,8 @@ def open_bind(plan: MountPlan) -> int:
     """
     flags = k.OPEN_TREE_CLONE | (k.AT_RECURSIVE if plan.recursive else 0)
     if subpath := taken_subpath(plan):
-        with (
-            _closing(os.open(plan.source, _PATH | os.O_DIRECTORY)) as top,
-            _closing(k.openat2(top, subpath, _PATH, resolve=k.RESOLVE_BENEATH | k.RESOLVE_NO_MAGICLINKS)) as found,
-        ):
-            return k.open_tree(found, "", flags | k.AT_EMPTY_PATH)
+        with _closing(os.open(plan.source, _PATH | os.O_DIRECTORY)) as top:
+            return part_of(top, subpath, flags)
     foreign = _FOREIGN.match(plan.source)
     if foreign is not None and foreign[1] != "self":
         return _open_foreign(foreign[1], plan.source[foreign.end() :], flags)

@@ -24,7 +24,7 @@ from seacan.errors import System
 from seacan.runtime.bundle import Rootfs
 from seacan.storage import compression, walk, worker
 from seacan.storage.compression import Encoding
-from seacan.storage.mounting import open_rootfs
+from seacan.storage.mounting import open_rootfs, open_running
 from seacan.storage.unpack import OPAQUE_MARKER, WHITEOUT_PREFIX
 
 BLOCK = 512
@@ -41,6 +41,8 @@ class PackRequest(msgspec.Struct, frozen=True):
     kind: Literal["layer", "tree"]
     rootfs: Rootfs
     encoding: Encoding | None = None
+    pid: int = 0
+    """The init of the running container whose root it is; 0: there is none."""
 
 
 class ConvertRequest(msgspec.Struct, frozen=True):
@@ -79,7 +81,7 @@ def _convert(request: ConvertRequest, fds: Sequence[int]) -> PackResult:
 
 
 def _pack(request: PackRequest, fds: Sequence[int]) -> PackResult:
-    root = open_rootfs(request.rootfs)
+    root = _open(request)
     os.fchdir(root)
     os.chroot(".")
     os.chdir("/")
@@ -97,6 +99,16 @@ def _pack(request: PackRequest, fds: Sequence[int]) -> PackResult:
     finally:
         sink.finish()
     return sink.result()
+
+
+def _open(request: PackRequest) -> int:
+    if request.pid:
+        try:
+            return open_running(request.pid)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESRCH):
+                raise
+    return open_rootfs(request.rootfs)
 
 
 class _Sink(threading.Thread):

@@ -69,6 +69,25 @@ def test_commit_diff_and_export(engine: Daemon, tmp_path: Path) -> None:
     assert engine.out("run", "--rm", "--network", "none", "flat:1") == "x"
 
 
+def test_a_running_container_is_exported_as_it_sees_itself(engine: Daemon, tmp_path: Path) -> None:
+    script = "chown 12:34 /bin/vi; mkdir /mnt; echo hidden >/mnt/file; mount -t tmpfs none /mnt; touch /mnt/above; "
+    create = ("create", "--name", "c1", "--network=none", "--cap-add=SYS_ADMIN", "-v", "data:/data", "busybox")
+    engine.docker(*create, "sh", "-c", f"echo x >/data/x; {script} exec sleep 100")
+    engine.docker("start", "c1")
+    engine.docker("exec", "c1", "sh", "-c", "until [ -e /mnt/above ]; do sleep 0.05; done")
+    exported = []
+    for _ in range(2):
+        engine.docker("export", "-o", str(tmp_path / "c1.tar"), "c1")
+        with tarfile.open(tmp_path / "c1.tar") as tar:
+            exported.append({one.name: (one.uid, one.gid, one.mode, one.size, one.type) for one in tar})
+        engine.docker("kill" if not exported[1:] else "rm", "c1")
+    running, stopped = exported
+    assert running == stopped
+    assert running["bin/vi"][:2] == (12, 34)
+    assert {"mnt/file", "data", "proc", "dev"} <= set(running)
+    assert not {"mnt/above", "data/x", "proc/1"} & set(running)
+
+
 def test_images_in_use_are_not_removed(engine: Daemon) -> None:
     engine.docker("run", "-d", "--name", "c1", "--network", "none", "busybox", "sleep", "60")
     id = engine.inspect("c1")["Id"][:12]

@@ -124,6 +124,15 @@ def test_a_bind_mount_gets_the_subordinate_owner(daemon: Daemon, tmp_path: Path)
     (shared / "mine").unlink()
 
 
+def test_a_running_container_is_exported_with_its_own_numbers(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.docker("run", "-d", "--name", "c1", "busybox", "sh", "-c", "echo x >/f; chown 33:34 /f; exec sleep 60")
+    daemon.docker("exec", "c1", "sh", "-c", "until [ $(stat -c %u /f) = 33 ]; do sleep 0.05; done")
+    daemon.docker("export", "-o", str(tmp_path / "c1.tar"), "c1")
+    with tarfile.open(tmp_path / "c1.tar") as tar:
+        owners = {one.name: (one.uid, one.gid) for one in tar}
+    assert (owners["f"], owners["bin/busybox"], owners["etc/passwd"]) == ((33, 34), (0, 0), (0, 0))
+
+
 def test_a_commit_has_the_containers_numbers(daemon: Daemon, tmp_path: Path) -> None:
     daemon.docker(
         "run", "--name", "c1", "busybox", "sh", "-c", "mkdir /d && touch /d/f && chown -R 33:34 /d && rm /bin/vi"
@@ -310,6 +319,37 @@ def test_secrets_of_a_build_are_the_steps_own(
     flags = ["--load", "-q", "-t", "built", "--secret", f"id=s,src={tmp_path}/secret"]
     daemon.docker("buildx", "build", *flags, str(tmp_path), timeout=120, env=buildx_environment)
     assert daemon.out("run", "--rm", "built", "cat", "/seen").split() == ["0:0", "0:0", "hidden7:8"]
+
+
+@pytest.fixture
+def parts(daemon: Daemon) -> Iterator[str]:
+    """An image of several layers with a folder and a file in it."""
+    steps = "RUN mkdir -p /a && echo one >/a/f && chown 3:4 /a/f\nRUN echo two >/a/g && ln -s /etc /a/out"
+    daemon.docker("build", "-t", "parts", "-", input=f"FROM busybox\n{steps}\n".encode())
+    yield "parts"
+    daemon.docker("image", "rm", "-f", "parts")
+
+
+def part(image: str, subpath: str, *command: str) -> list[str]:
+    return ["--mount", f"type=image,src={image},dst=/i,image-subpath={subpath}", "busybox", *command]
+
+
+def test_a_part_of_an_image_of_several_layers(daemon: Daemon, parts: str) -> None:
+    told = daemon.out(
+        "run", "--rm", *part(parts, "a", "sh", "-c", "stat -c %u:%g /i/f /i; cat /i/g; touch /i/x 2>&1 || true")
+    )
+    assert told.splitlines() == ["3:4", "0:0", "two", "touch: /i/x: Read-only file system"]
+    assert daemon.out("run", "--rm", *part(parts, "a/g", "cat", "/i")) == "two"
+    assert "cross-device link" in daemon.docker("run", "--rm", *part(parts, "a/out", "ls", "/i"), check=False).stderr
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_another_runtime_mounts_a_part_of_an_image(daemon: Daemon, parts: str, name: str) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"no {name} on the PATH")
+    run = ("run", "--rm", "--runtime", f"other-{name}")
+    assert daemon.out(*run, *part(parts, "a", "stat", "-c", "%u:%g", "/i/f", "/i")).split() == ["3:4", "0:0"]
+    assert daemon.out(*run, "--userns=host", *part(parts, "a/g", "cat", "/i")) == "two"
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

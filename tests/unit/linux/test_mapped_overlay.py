@@ -49,6 +49,45 @@ assert os.waitpid(pid, 0)[1] == 0
 """
 
 
+_PART = """
+import os, sys
+from seacan.linux import overlay
+from seacan.linux.userns import Range, namespace_with
+
+top, release, userns = sys.argv[1], tuple(map(int, sys.argv[2].split("."))), -1
+overlay._release = lambda: release
+if sys.argv[3] == "mapped":
+    userns = namespace_with((Range(0, 300000, 65536),), (Range(0, 400000, 65536),))
+lower = [f"{top}/lower0", f"{top}/lower1"]
+before = open("/proc/self/mountinfo").read()
+folder = overlay.mount_overlay(lower, userns=userns, subpath="folder")
+file = overlay.mount_overlay(lower, userns=userns, subpath="folder/file")
+names = ["file", "other", "out"]
+assert sorted(os.listdir(os.open(".", os.O_RDONLY, dir_fd=folder))) == names
+assert os.stat(file).st_uid == (300005 if userns >= 0 else 5)
+for path in ("folder/out", "../lower0", "/etc"):
+    try:
+        overlay.mount_overlay(lower, userns=userns, subpath=path)
+    except OSError as error:
+        assert error.errno == 18, error  # EXDEV
+    else:
+        raise AssertionError(path)
+assert open("/proc/self/mountinfo").read() == before, "a mount is left"
+"""
+
+
+@pytest.mark.parametrize("users", ["mapped", "plain"])
+@pytest.mark.parametrize("release", ["6.15", "6.14", "6.7"])
+def test_a_part_of_one_is_mounted_alone(tmp_path: Path, release: str, users: str) -> None:
+    for name in ("lower0", "lower1"):
+        (tmp_path / name / "folder").mkdir(parents=True)
+    (tmp_path / "lower0/folder/file").write_text("x")
+    (tmp_path / "lower1/folder/other").write_text("x")
+    (tmp_path / "lower1/folder/out").symlink_to("/etc")
+    os.chown(tmp_path / "lower0/folder/file", 5, 7)
+    subprocess.run([sys.executable, "-c", _PART, str(tmp_path), release, users], check=True, cwd=REPOSITORY, timeout=60)
+
+
 @pytest.mark.parametrize(("how", "layers"), [("detached", 2), ("attached", 2), ("numbered", 2), ("detached", 150)])
 def test_owners_are_mapped_and_stored_as_inside(tmp_path: Path, how: str, layers: int) -> None:
     for name in ("diff", "work", *(f"lower{number}" for number in range(layers))):

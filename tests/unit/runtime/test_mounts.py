@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -289,6 +289,23 @@ def test_where_the_old_root_cannot_be_unmounted_it_is_pivoted_away_from() -> Non
     assert in_child(pivot) == "mine"
 
 
+@pytest.fixture
+def _own_mounts() -> Iterator[None]:
+    """What others of this machine mount meanwhile is not seen; mounts made here are shared, as most hosts have them."""
+    folder = Path.cwd()
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    k.unshare(k.CLONE_NEWNS)
+    try:
+        k.mount("", "/", "", k.MS_REC | k.MS_PRIVATE)
+        k.mount("", "/", "", k.MS_REC | k.MS_SHARED)
+        yield
+    finally:
+        k.setns(own, k.CLONE_NEWNS)
+        os.chdir(folder)
+        os.close(own)
+
+
+@pytest.mark.usefixtures("_own_mounts")
 def test_no_mount_appears_on_the_host(bundles: Bundles) -> None:
     before = Path("/proc/self/mountinfo").read_text()
     configuration = bundles.spec(["sleep", "1000"])
