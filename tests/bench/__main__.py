@@ -11,7 +11,7 @@ from tests.bench.measure import Table, machine
 from tests.hosts import REPOSITORY
 
 # Each module has measure() -> list[Table].
-MODULES = ("run", "network", "images", "registry", "build")
+MODULES = ("run", "network", "scale", "images", "registry", "build")
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 _SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->\n", re.S)
 

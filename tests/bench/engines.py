@@ -14,8 +14,8 @@ from tests.hosts import Daemon, Host, scratch
 
 
 @contextlib.contextmanager
-def engines() -> Iterator[tuple[Path, Daemon, Dockerd | None]]:
-    """A scratch folder, our daemon, and dockerd or None (then it is printed why), for the time of the block."""
+def engine() -> Iterator[tuple[Path, Daemon, Path]]:
+    """A scratch folder, our daemon, and the image's archive, for the time of the block."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch("bench"))
         archive = folder / "busybox.tar"
@@ -26,6 +26,14 @@ def engines() -> Iterator[tuple[Path, Daemon, Dockerd | None]]:
         ours = Daemon(folder / "ours", host).start()
         stack.callback(ours.close)
         ours.docker("load", "-i", str(archive))
+        yield folder, ours, archive
+
+
+@contextlib.contextmanager
+def engines() -> Iterator[tuple[Path, Daemon, Dockerd | None]]:
+    """A scratch folder, our daemon, and dockerd or None (then it is printed why), for the time of the block."""
+    with contextlib.ExitStack() as stack:
+        folder, ours, archive = stack.enter_context(engine())
         peer: Dockerd | None = None
         try:
             peer = stack.enter_context(start_dockerd())

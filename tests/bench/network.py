@@ -1,4 +1,4 @@
-"""The network: what it adds to a start, what it costs a packet, a connection, a look-up, and how far it scales."""
+"""The network: what it adds to a start, what it costs a packet, a connection, a look-up."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import statistics
-import struct
 import subprocess
 import sys
 import time
@@ -24,13 +22,11 @@ from seacan.network.networks import Networks
 from tests.bench.engines import engines
 from tests.bench.measure import API, Row, Table
 from tests.bench.peers import Dockerd
-from tests.hosts import Daemon, Host
-from tests.unit.network.conftest import Space, checksum
+from tests.hosts import Daemon
+from tests.unit.network.conftest import Space
 
 RUNS = 20
 PRESENT = int(os.environ.get("SEACAN_BENCH_CONTAINERS", "1000"))
-ROUTED = int(os.environ.get("SEACAN_BENCH_ROUTED", "1000"))
-"""The issue's 5,000 take minutes and 12 GB: SEACAN_BENCH_ROUTED=5000."""
 SECONDS = 0.4
 TURNS = 12
 """Traffic is measured in short bursts that take turns, and the best of each counts: whatever else the machine does can
@@ -105,7 +101,6 @@ def measure() -> list[Table]:
         table.rows += _starts(ours, peer)
         table.rows += _lookups(ours, peer)
         table.rows += _packets(folder)
-        table.rows += _routed(ours)
     return [table]
 
 
@@ -340,65 +335,3 @@ async def _connections(networks: Networks, host: Space, server: Space) -> Row:
         "new connections to a published port, with 2,000 others", among, "/s", alone, "with none", "≥ 0.95 ×",
         among >= 0.95 * alone,
     )  # fmt: skip
-
-
-# --- scale ---------------------------------------------------------------------------------------------------------
-
-
-def _routed(ours: Daemon) -> list[Row]:
-    """Containers on a routed network, one after the other through the API, and then a packet to every one."""
-    api = API(ours.socket)
-    ipam = {"Config": [{"Subnet": "10.64.0.0/12"}]}
-    api("POST", "/networks/create", {"Name": "wide", "Driver": "routed", "IPAM": ipam})
-    times = []
-    for _ in range(ROUTED):
-        body = {"Image": "busybox", "Cmd": ["sleep", "100000"], "HostConfig": {"NetworkMode": "wide"}}
-        ident = api("POST", "/containers/create", body)["Id"]
-        begin = time.perf_counter()
-        api("POST", f"/containers/{ident}/start")
-        times.append((time.perf_counter() - begin) * 1000)
-    members = api("GET", "/networks/wide")["Containers"].values()
-    reached = _sweep(ours.host, [member["IPv4Address"].partition("/")[0] for member in members])
-    for ident in [one["Id"] for one in api("GET", "/containers/json")]:
-        api("DELETE", f"/containers/{ident}?force=1")
-    api("DELETE", "/networks/wide")
-    tenth = max(2, ROUTED // 10)
-    # The machine is not the same at both ends of minutes: what is left when it is quiet is compared.
-    first, last = (statistics.quantiles(part, n=10)[0] for part in (times[:tenth], times[-tenth:]))
-    return [
-        Row(
-            f"`routed` network, {ROUTED:,} containers: start of one of the last", last, "ms", first,
-            "of the first", "5,000 reachable, ≤ 1.3 ×", last <= 1.3 * first and reached == ROUTED,
-            f"{reached:,} of {ROUTED:,} answer a ping",
-        )
-    ]  # fmt: skip
-
-
-def _sweep(host: Host, addresses: Sequence[str]) -> int:
-    """How many of ``addresses`` answer an echo request from the host."""
-    netns = os.open(host.netns, os.O_RDONLY | os.O_CLOEXEC)
-    with inside(netns):
-        os.close(netns)
-        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-    with sock:
-        sock.settimeout(1)
-        return _pinged(sock, addresses)
-
-
-def _pinged(sock: socket.socket, addresses: Sequence[str]) -> int:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-    head = struct.pack(">BBHHH", 8, 0, 0, 77, 1)
-    request = struct.pack(">BBHHH", 8, 0, checksum(head), 77, 1)
-    answered: set[str] = set()
-    waiting = set(addresses)
-    for start in range(0, len(addresses), 100):
-        for address in addresses[start : start + 100]:
-            sock.sendto(request, (address, 0))
-        deadline = time.monotonic() + 1
-        chunk = set(addresses[start : start + 100])
-        while chunk - answered and time.monotonic() < deadline:
-            with contextlib.suppress(TimeoutError):
-                data, (peer, _) = sock.recvfrom(200)
-                if data[20] == 0:
-                    answered.add(peer)
-    return len(answered & waiting)

@@ -175,11 +175,11 @@ def test_nothing_is_left_of_containers_that_end_while_the_daemon_is_dead(
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_thousand_containers_of_a_routed_network_answer(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.bench import network
+    from tests.bench import scale
 
-    monkeypatch.setattr(network, "ROUTED", 1000)
-    (row,) = network._routed(daemon)
-    assert row.note == "1,000 of 1,000 answer a ping"
+    monkeypatch.setattr(scale, "ROUTED", 1000)
+    row = scale.routed(daemon)[-1]
+    assert (row.ours, row.note) == (1000, "of 1,000")
     assert daemon.out("ps", "-aq") == ""
 
 
