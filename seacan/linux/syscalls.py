@@ -262,11 +262,14 @@ KEYCTL_SETPERM: Final = 5
 KEYCTL_DESCRIBE: Final = 6
 
 
-def keyctl_join_session_keyring(name: str) -> int:
-    """Start a session keyring of that name and return its serial number."""
-    serial: int = _keyctl_name(KEYCTL_JOIN_SESSION_KEYRING, _b(name))
+def keyctl_join_session_keyring(name: str | None) -> int:
+    """Start a session keyring of that name, or a new one without, and return its serial number.
+
+    A name is looked for among those of all keyrings of the user namespace, one after the other.
+    """
+    serial: int = _keyctl_name(KEYCTL_JOIN_SESSION_KEYRING, None if name is None else _b(name))
     if serial < 0:
-        raise fail(f"session keyring {name}")
+        raise fail(f"session keyring {name or ''}")
     return serial
 
 

@@ -94,6 +94,10 @@ class ShimConfig(msgspec.Struct, frozen=True):
     spawn: bool = False
     """Whether a ``direct`` exec may be spawned (docs/decisions/0006): its filter lets it, and nobody in the container
     may trace others."""
+    keyring: bool = False
+    """Whether the shim has a session keyring for the container, which init and execs of a ``direct`` one inherit.
+    Otherwise each looks for it by its name, which takes the kernel the longer the more containers there are; but so it
+    can have a label of SELinux's."""
     unified: str = ""
     """Where those are born then: the folder of ``linux.cgroupsPath`` in the v2 hierarchy, if there is one."""
 

@@ -238,6 +238,7 @@ class Container:
         seccomp: bytes | None,
         seccomp_flags: int,
         on_cgroup: Callable[[Cgroup], None],
+        new_keyring: bool = True,
     ) -> NoReturn:
         """Be the init of a new container: :meth:`create` and init in one process, for a configuration that is
         :func:`seacan.runtime.spec.direct`.
@@ -252,7 +253,7 @@ class Container:
             raise Conflict("container with given ID already exists")
         self = cls(id, folder, bundle, configuration)
         try:
-            plan = self._plan(rootfs, seccomp, seccomp_flags, 0, True)
+            plan = self._plan(rootfs, seccomp, seccomp_flags, 0, new_keyring)
             plan.stdio = stdio
             plan.cgroup = self._make_cgroup(inside=True)
             on_cgroup(plan.cgroup)
@@ -676,6 +677,7 @@ class Container:
         seccomp: bytes | None = None,
         seccomp_flags: int = 0,
         spawn: bool = False,
+        new_keyring: bool = True,
     ) -> NoReturn:
         """Be the process in between of :meth:`exec`, for a caller that was born in the container's v2 cgroup.
 
@@ -686,7 +688,7 @@ class Container:
         if self.status() not in ("running", "created", "paused"):
             raise RuntimeFailed("cannot exec in a stopped container")
         try:
-            plan = self._plan_exec(process_, seccomp_flags, 0, True)
+            plan = self._plan_exec(process_, seccomp_flags, 0, new_keyring)
             tasks = self._open_tasks()
             k.prctl(k.PR_SET_DUMPABLE, 0)
             affinity = process_.exec_cpu_affinity

@@ -200,6 +200,7 @@ def become_init(shim: socket.socket, bundle: str, config: ShimConfig, stdio: Std
         seccomp=_seccomp(config),
         seccomp_flags=config.seccomp_flags,
         on_cgroup=lambda cgroup: packets.send(shim, Watching(), _oom(cgroup)),
+        new_keyring=not config.keyring,
     )
 
 
@@ -294,6 +295,7 @@ def become_exec(shim: socket.socket, bundle: str, config: ShimConfig, process: s
         seccomp=_seccomp(config),
         seccomp_flags=config.seccomp_flags,
         spawn=config.spawn,
+        new_keyring=not config.keyring,
     )
 
 

@@ -244,6 +244,15 @@ def label_keys(label: str) -> None:
                 os.close(fd)
 
 
+def new_keyring() -> None:
+    """A session keyring of the caller's own and of what it forks, for as long as there is any of them."""
+    try:
+        k.keyctl_join_session_keyring(None)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
+            raise
+
+
 def join_keyring(name: str) -> None:
     """A session keyring of the container's own, so that it cannot search the caller's keys."""
     if not name:

@@ -75,7 +75,7 @@ def _nowhere() -> int:
 def _play(bundle: str) -> None:
     os.mkdir(bundle, 0o700)
     log = LogConfig(path=f"{bundle}/log")
-    config = ShimConfig(id="rehearsal", rootfs=DirectoryRoot("/"), log=log, direct=True)
+    config = ShimConfig(id="rehearsal", rootfs=DirectoryRoot("/"), log=log, direct=True, keyring=True)
     with open(f"{bundle}/shim.json", "wb") as file:
         file.write(msgspec.json.encode(config))
     daemon, theirs = packets.pair()

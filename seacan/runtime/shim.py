@@ -29,6 +29,7 @@ from seacan.runtime.bundle import Exit, ShimConfig
 from seacan.runtime.container import Stdio
 from seacan.runtime.logs.writer import LogWriter
 from seacan.runtime.loop import GONE, READ, WRITE, Loop
+from seacan.runtime.process import new_keyring
 from seacan.runtime.protocol import (
     Abandon,
     Attach,
@@ -231,6 +232,8 @@ class Shim:
             make, birth = maker.become_init, maker.Birth(config.unified, init=True)
             if config.unified:
                 maker.prepare_birth(self._bundle, config.unified)
+            if config.keyring:
+                new_keyring()
         self._maker_pid, self._pidfd, self._maker = self._fork(
             lambda shim: make(shim, self._bundle, config, pipes.theirs), birth
         )

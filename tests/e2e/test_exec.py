@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -96,3 +98,27 @@ def test_many_at_once(running: Daemon) -> None:
     with ThreadPoolExecutor(8) as pool:
         done = list(pool.map(lambda n: running.out("exec", "c1", "sh", "-c", f"echo {n}"), range(24)))
     assert done == [str(n) for n in range(24)]
+
+
+_SESSION_KEYRING = """
+import ctypes, os
+number = {"x86_64": 250, "aarch64": 219}[os.uname().machine]  # keyctl(KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING)
+print(ctypes.CDLL(None).syscall(number, 0, -3, 0), flush=True)
+"""
+
+
+def test_a_container_and_its_execs_have_one_session_keyring_that_nobody_else_has(daemon: Daemon) -> None:
+    python = ("chroot", "/host", sys.executable, "-Sc")
+    for name in ("one", "two"):
+        script = _SESSION_KEYRING + "import time; time.sleep(600)"
+        options = ("--network", "none", "-v", "/:/host:ro", "--security-opt", "seccomp=unconfined")
+        daemon.docker("run", "-d", "--name", name, *options, "busybox", *python, script)
+    inits = []
+    for name in ("one", "two"):
+        while not (text := daemon.out("logs", name)):
+            pass
+        inits.append(int(text))
+        assert [int(daemon.out("exec", name, *python, _SESSION_KEYRING)) for _ in range(2)] == inits[-1:] * 2
+    own = subprocess.run([sys.executable, "-Sc", _SESSION_KEYRING], capture_output=True, check=True, text=True).stdout
+    assert len({*inits, int(own)}) == 3
+    assert all(serial > 0 for serial in inits)
