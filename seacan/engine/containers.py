@@ -109,17 +109,21 @@ class Containers:
         id = self._by_name.get(reference.removeprefix("/"))
         if id is not None:
             return self._by_id[id]
-        parent, slash, alias = reference.removeprefix("/").partition("/")
-        if slash and parent in self._by_name:
-            linked = self._by_id[self._by_name[parent]].record.links.get(alias)
-            if linked in self._by_id:
-                return self._by_id[linked]
+        link = self._link(reference)
+        if link is not None and (linked := self._by_id.get(link[0].record.links[link[1]])) is not None:
+            return linked
         at = bisect.bisect_left(self._ids, reference)
         if at < len(self._ids) and self._ids[at].startswith(reference):
             if at + 1 < len(self._ids) and self._ids[at + 1].startswith(reference):
                 raise InvalidParameter(f"multiple IDs found with provided prefix: {reference}")
             return self._by_id[self._ids[at]]
         raise NotFound(f"No such container: {reference}")
+
+    def _link(self, reference: str) -> tuple[Container, str] | None:
+        """The container and the alias of the link that ``container/alias`` names; None: there is no such link."""
+        parent, _, alias = reference.removeprefix("/").rpartition("/")
+        found = self._by_id.get(self._by_name.get(parent, ""))
+        return (found, alias) if found is not None and alias in found.record.links else None
 
     def of_image(self, image: str) -> list[Container]:
         """The containers made from the image with this ID, or that mount it."""
@@ -535,13 +539,14 @@ class Containers:
         container.tell_removed()
 
     def _remove_link(self, reference: str) -> None:
-        parent_name, _, alias = reference.removeprefix("/").rpartition("/")
-        self.get(parent_name or alias)
-        if not parent_name:
-            raise Conflict("Conflict, cannot remove the default link name of the container")
-        parent = self.find(parent_name)
-        if parent is None or alias not in parent.record.links:
-            raise NotFound(f"Cannot get parent /{parent_name} for link name /{alias}")
+        link = self._link(reference)
+        if link is None:
+            name, _, alias = reference.removeprefix("/").rpartition("/")
+            self.get(name or alias)
+            if not name:
+                raise Conflict("Conflict, cannot remove the default link name of the container")
+            raise NotFound(f"Cannot get parent /{name} for link name /{alias}")
+        parent, alias = link
         del parent.record.links[alias]
         self.save(parent)
 

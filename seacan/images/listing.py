@@ -97,7 +97,7 @@ def summaries(
     dangling = boolean_filter(filters, "dangling")
     before = _moment(images, filters, "before")
     since = _moment(images, filters, "since")
-    until = min((until_filter({"until": [text]}, System) or 0 for text in filters.get("until", ())), default=None)
+    until = until_filter(filters, System, several=True)
     patterns = filters.get("reference", ())
     for pattern in patterns:
         _check_pattern(pattern)
@@ -384,14 +384,18 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9, "m": 60e9, "h": 3600e9}
 
 
-def until_filter(filters: Filters, failure: type[SeacanError]) -> int | None:
-    """The ``until`` filter in nanoseconds since 1970; raises ``failure`` for what cannot be read."""
-    values = filters.get("until")
-    if not values:
-        return None
-    if len(values) > 1:
+def until_filter(filters: Filters, failure: type[SeacanError], *, several: bool = False) -> int | None:
+    """The ``until`` filter in nanoseconds since 1970, the earliest if there may be ``several``.
+
+    Raises ``failure`` for what cannot be read, InvalidParameter for more than there may be.
+    """
+    values = filters.get("until", ())
+    if len(values) > 1 and not several:
         raise InvalidParameter("more than one until filter specified")
-    text = values[0]
+    return min((_until(text, failure) for text in values), default=None)
+
+
+def _until(text: str, failure: type[SeacanError]) -> int:
     parts = _DURATION.findall(text)
     if parts and "".join(number + unit for number, unit in parts) == text:
         return time.time_ns() - int(sum(float(number) * _UNITS[unit] for number, unit in parts))
