@@ -37,6 +37,7 @@ _JA = 0x05
 _CALL = 0x85
 _ALU_AND_K = 0x54  # 32-bit
 _ALU_RSH_K = 0x74
+_ALU_XOR_X = 0xAC
 _ALU64_MOV_K = 0xB7
 _ALU_MOV_X = 0xBC
 _JMP32_JNE_K = 0x56
@@ -101,6 +102,9 @@ class Assembler:
 
     def move_constant(self, destination: int, value: int) -> None:
         self._code.append((_ALU64_MOV_K, destination, 0, 0, value))
+
+    def xor_register(self, destination: int, source: int) -> None:
+        self._code.append((_ALU_XOR_X, destination, source, 0, 0))
 
     def and_constant(self, destination: int, value: int) -> None:
         self._code.append((_ALU_AND_K, destination, 0, 0, value))

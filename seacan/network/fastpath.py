@@ -57,9 +57,13 @@ _KEY6 = struct.Struct("=I16s")
 _DESTINATION = struct.Struct("=I4sI")
 """A network's number and a container's MAC."""
 _INDEX = struct.Struct("=I")
+_SHORTLISTED = _DESTINATION.size + _INDEX.size
+"""An entry of the short list: a destination, and the index it has. The list is an array of ``_SLOTS``, by the last two
+bytes of the MAC; of the containers that would share a place, the first has it. No look-up is cheaper, and nearly every
+packet needs no other. An entry is written only where there was none, so that none is ever a mixture of two."""
 
 
-def assemble(slots: int, addresses6: int, destinations: int) -> bytes:
+def assemble(slots: int, addresses6: int, destinations: int, shortlist: int) -> bytes:
     """The program; the arguments are its maps' descriptors."""
     p = Assembler()
     onward, six, known = p.label(), p.label(), p.label()
@@ -112,8 +116,22 @@ def assemble(slots: int, addresses6: int, destinations: int) -> bytes:
     p.store(WORD, R10, -8, R1)
     p.load(HALF, R1, R7, 4)
     p.store(WORD, R10, -4, R1)
+    p.load_word(R2, R9, _SLOT_NETWORK)
+    p.xor_register(R1, R2)
+    p.and_constant(R1, _SLOTS - 1)
+    p.store(WORD, R10, -16, R1)
+    unlisted, found = p.label(), p.label()
+    _lookup(p, shortlist, -16, onward)
+    for word in range(0, _DESTINATION.size, 4):
+        p.load_word(R1, R0, word)
+        p.load_word(R2, R10, word - _DESTINATION.size)
+        p.jump_unless_same(R1, R2, unlisted)
+    p.load_word(R2, R0, _DESTINATION.size)
+    p.jump(found)
+    p.place(unlisted)
     _lookup(p, destinations, -12, onward)
     p.load_word(R2, R0, 0)
+    p.place(found)
     p.load_word(R1, R9, _SLOT_INDEX)
     p.jump_if_same(R1, R2, onward)  # to itself: a bridge does not send back
     p.copy(R9, R2)
@@ -163,13 +181,15 @@ class _Program:
             undo.callback(self.addresses6.close)
             self.destinations = Map(bpf.MAP_TYPE_HASH, _DESTINATION.size, _INDEX.size, slots)
             undo.callback(self.destinations.close)
-            code = assemble(self.slots.fd, self.addresses6.fd, self.destinations.fd)
+            self.shortlist = Map(bpf.MAP_TYPE_ARRAY, 4, _SHORTLISTED, slots)
+            undo.callback(self.shortlist.close)
+            code = assemble(self.slots.fd, self.addresses6.fd, self.destinations.fd, self.shortlist.fd)
             self.fd = bpf.load_classifier(code, NAME)
             undo.pop_all()
 
     def close(self) -> None:
         os.close(self.fd)
-        for map in (self.slots, self.addresses6, self.destinations):
+        for map in (self.slots, self.addresses6, self.destinations, self.shortlist):
             map.close()
 
     def add(self, spec: NetworkSpec, endpoint: Endpoint, index: int) -> None:
@@ -178,14 +198,29 @@ class _Program:
         for address in endpoint_addresses(endpoint):
             if address.version == 6:
                 self.addresses6[_KEY6.pack(index, address.packed)] = bytes(4)
-        self.destinations[_DESTINATION.pack(spec.number, *mac)] = _INDEX.pack(index)
+        destination = _DESTINATION.pack(spec.number, *mac)
+        self.destinations[destination] = _INDEX.pack(index)
         self.slots[_INDEX.pack(index % _SLOTS)] = _SLOT.pack(index, spec.number, *mac, four)
+        place = self._place(spec, mac)
+        listed = (self.shortlist.get(place) or b"")[: len(destination)]
+        if listed in (bytes(len(destination)), destination):
+            self.shortlist[place] = destination + _INDEX.pack(index)
+
+    @staticmethod
+    def _place(spec: NetworkSpec, mac: tuple[bytes, int]) -> bytes:
+        """Where on the short list a container belongs."""
+        return _INDEX.pack((mac[1] ^ spec.number) % _SLOTS)
 
     def remove(self, spec: NetworkSpec, endpoint: Endpoint, index: int) -> None:
         slot = self.slots.get(_INDEX.pack(index % _SLOTS))
         if slot is not None and _SLOT.unpack(slot)[0] == index:
             self.slots[_INDEX.pack(index % _SLOTS)] = bytes(_SLOT.size)
-        self.destinations.discard(_DESTINATION.pack(spec.number, *_mac(endpoint.mac)))
+        mac = _mac(endpoint.mac)
+        destination = _DESTINATION.pack(spec.number, *mac)
+        self.destinations.discard(destination)
+        place = self._place(spec, mac)
+        if self.shortlist.get(place) == destination + _INDEX.pack(index):
+            self.shortlist[place] = bytes(_SHORTLISTED)
         for address in endpoint_addresses(endpoint):
             if address.version == 6:
                 self.addresses6.discard(_KEY6.pack(index, address.packed))

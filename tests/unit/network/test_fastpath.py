@@ -191,6 +191,23 @@ async def test_a_mac_that_is_used_again_leads_to_its_new_owner(host: Space, netw
     assert await goes_fast(host, client, one, endpoint)
 
 
+async def test_macs_that_end_alike_are_told_apart(host: Space, networks: Networks, run: Run) -> None:
+    alike = [f"02:00:00:0{number}:00:07" for number in range(3)]
+    spaces = {}
+    for mac in alike[:2]:
+        spaces[mac], (endpoint,) = await run(mac, settings={"bridge": EndpointSettings(mac_address=mac)})
+    client, _ = await run("client")
+    for mac, space in spaces.items():
+        (endpoint,) = networks.endpoints_of(identifier(mac))
+        assert await goes_fast(host, client, space, endpoint)
+    await networks.release(identifier(alike[0]))
+    for mac in alike[1:]:
+        if mac not in spaces:
+            spaces[mac], _ = await run(mac, settings={"bridge": EndpointSettings(mac_address=mac)})
+        (endpoint,) = networks.endpoints_of(identifier(mac))
+        assert await goes_fast(host, client, spaces[mac], endpoint)
+
+
 async def test_a_kernel_without_it_is_served_by_the_bridge_and_the_doctor_says_so(
     host: Space, start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
