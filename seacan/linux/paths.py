@@ -37,9 +37,15 @@ def part_of(top: int, subpath: str, flags: int = 0) -> int:
     """A detached copy of the mount below the folder ``top``, of which only what ``subpath`` names is seen.
 
     Links are followed as long as they do not lead out (EXDEV). ``flags`` may be AT_RECURSIVE. Before Linux 6.15 the
-    mount must be attached in the caller's namespace (EINVAL).
+    mount must be attached in the caller's namespace (EINVAL). Errors are in dockerd's words.
     """
-    found = openat2(top, subpath, os.O_PATH | os.O_CLOEXEC, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+    try:
+        found = openat2(top, subpath, os.O_PATH | os.O_CLOEXEC, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+    except OSError as error:
+        cause = f"cannot access path {subpath}: {(error.strerror or '').lower()}"
+        if error.errno == errno.EXDEV:
+            cause = f"path concatenation escapes the base directory, subpath: {subpath}"
+        raise OSError(error.errno, cause, subpath) from error
     try:
         return open_tree(found, "", OPEN_TREE_CLONE | AT_EMPTY_PATH | flags)
     finally:

@@ -471,10 +471,12 @@ class RootBuilder:
         with step("error during pivot_root"):
             if self._detached and self._replace():
                 return
-            os.fchdir(self.root)
-            k.pivot_root(".", ".")
-            # Now "." is the old root, on top. Slave first: the umount must not reach the host.
-            k.mount("", ".", "", k.MS_SLAVE | k.MS_REC)
+            with _closing(os.open("/", _PATH | os.O_DIRECTORY)) as old:
+                os.fchdir(self.root)
+                k.pivot_root(".", ".")
+                # Not ".": for mount(2) that is the new root, whose shared mounts are to stay shared.
+                os.fchdir(old)
+            k.mount("", ".", "", k.MS_SLAVE | k.MS_REC)  # the umount must not reach the host
             k.umount2(".", k.MNT_DETACH)
             os.chdir("/")
 

@@ -340,7 +340,10 @@ def test_a_part_of_an_image_of_several_layers(daemon: Daemon, parts: str) -> Non
     )
     assert told.splitlines() == ["3:4", "0:0", "two", "touch: /i/x: Read-only file system"]
     assert daemon.out("run", "--rm", *part(parts, "a/g", "cat", "/i")) == "two"
-    assert "cross-device link" in daemon.docker("run", "--rm", *part(parts, "a/out", "ls", "/i"), check=False).stderr
+    assert (
+        "escapes the base directory"
+        in daemon.docker("run", "--rm", *part(parts, "a/out", "ls", "/i"), check=False).stderr
+    )
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

@@ -290,7 +290,7 @@ def test_where_the_old_root_cannot_be_unmounted_it_is_pivoted_away_from() -> Non
 
 
 @pytest.fixture
-def _own_mounts() -> Iterator[None]:
+def _own_mounts(tmp_path: Path) -> Iterator[None]:
     """What others of this machine mount meanwhile is not seen; mounts made here are shared, as most hosts have them."""
     folder = Path.cwd()
     own = os.open("/proc/self/ns/mnt", os.O_RDONLY)
@@ -325,3 +325,22 @@ def test_the_cgroup_mount_shows_only_the_containers_own(bundles: Bundles) -> Non
     assert code == 0
     assert output.split()[0] == "1"
     assert all(int(pid) < 100 for pid in output.split())
+
+
+@pytest.mark.usefixtures("_own_mounts")
+@pytest.mark.parametrize("mode", ["shared", "rshared", "rslave", "rprivate"])
+def test_what_is_mounted_below_a_bind_reaches_the_host_if_that_is_shared(
+    bundles: Bundles, tmp_path: Path, mode: str
+) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    k.mount(str(tmp_path), str(tmp_path), "", k.MS_BIND)
+    configuration = bundles.spec(["mount", "-t", "tmpfs", "none", "/there/inner"])
+    assert configuration.linux is not None
+    assert configuration.process is not None
+    configuration.linux.rootfs_propagation = "rslave" if "slave" in mode else "shared" if "shared" in mode else ""
+    configuration.process.capabilities = spec.Capabilities(*[["CAP_SYS_ADMIN"]] * 2, permitted=["CAP_SYS_ADMIN"])
+    configuration.mounts.append(spec.Mount("/there", "bind", str(tmp_path), ["rbind", mode]))
+    assert bundles.run(configuration)[0] == 0
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    assert (str(inner) in points) == ("shared" in mode)
