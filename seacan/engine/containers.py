@@ -382,6 +382,7 @@ class Containers:
         host_config = container.host_config
         volumes = self._engine.volumes
         points: dict[str, MountPoint] = {}
+        root = os.path.realpath(self._engine.options.data_root)
         for raw in host_config.volumes_from or []:
             name, writable = mounts.parse_volumes_from(raw)
             donor = self.find(name)
@@ -394,12 +395,14 @@ class Containers:
                 points[point.destination] = inherited
         for raw in host_config.binds or []:
             point = mounts.parse_bind(raw, host_config.volume_driver)
+            mounts.follow_root(point, root)
             if point.type == "bind" and not point.rw and not read_only_trees:
                 point.spec.bind_options = point.spec.bind_options or BindOptions()
                 point.spec.bind_options.read_only_non_recursive = True
             points[point.destination] = point
         for spec in host_config.mounts or []:
             point = mounts.parse_mount(spec)
+            mounts.follow_root(point, root)
             if point.type == "image":
                 point.image = self._engine.images.get(point.source).id
             points[point.destination] = point

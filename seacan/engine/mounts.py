@@ -214,6 +214,29 @@ def _bind(spec: Mount, mount: MountPoint) -> None:
     mount.propagation = propagation or "rprivate"
 
 
+def follow_root(mount: MountPoint, root: str) -> None:
+    """See that a bind of the daemon's own folders, or of one above them, follows what is unmounted there: a volume with
+    options would stay mounted for as long as the container is there.
+
+    Raises:
+        InvalidParameter: it is asked not to, in dockerd's words.
+    """
+    if mount.type != "bind" or not (_below(mount.source, root) or _below(root, mount.source)):
+        return
+    asked = mount.spec.bind_options.propagation if mount.spec.bind_options else ""
+    if not asked:
+        mount.propagation = "rslave"
+    elif asked not in ("rslave", "rshared"):
+        raise InvalidParameter(
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within '
+            f'the daemon root, daemon root: "{root}", bind mount source: "{mount.source}", propagation: "{asked}"'
+        )
+
+
+def _below(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
+
+
 def _volume(spec: Mount, mount: MountPoint) -> None:
     options = spec.volume_options or VolumeOptions()
     mount.name = spec.source

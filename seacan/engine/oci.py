@@ -778,8 +778,7 @@ def _bind(spec: Spec, point: MountPoint, options: EngineOptions, facts: Host) ->
             raise System("rro is not supported: it needs Linux 5.12 or newer")
         words.append("rro" if recursive else "ro")
     if point.propagation:
-        _check_propagation(spec, point, options)
-        words.append(point.propagation)
+        words.append(_propagation(spec, point))
     subpath = point.spec.volume_options.subpath if point.type == "volume" and point.spec.volume_options else ""
     if subpath:
         os.close(local.open_subpath(point.source, subpath, os.O_PATH))
@@ -787,23 +786,28 @@ def _bind(spec: Spec, point: MountPoint, options: EngineOptions, facts: Host) ->
     return Mount(point.destination, "bind", point.source, words)
 
 
-def _check_propagation(spec: Spec, point: MountPoint, options: EngineOptions) -> None:
-    """Shared and slave mounts need such a mount on the host, and a root filesystem that lets them through."""
+def _propagation(spec: Spec, point: MountPoint) -> str:
+    """Shared and slave mounts need such a mount on the host, and a root filesystem that lets them through.
+
+    Raises System, unless nobody asked for the propagation (:func:`seacan.engine.mounts.follow_root`)."""
     assert spec.linux is not None
     kind = point.propagation.removeprefix("r")
     if kind not in ("shared", "slave"):
-        return
+        return point.propagation
     top, fields = _source_mount(point.source)
     shared = any(word.startswith("shared:") for word in fields)
     if kind == "shared":
         if not shared:
             raise System(f"path {point.source} is mounted on {top} but it is not a shared mount")
         spec.linux.rootfs_propagation = "shared"
-        return
+        return point.propagation
     if not shared and not any(word.startswith("master:") for word in fields):
+        if point.spec.bind_options is None or not point.spec.bind_options.propagation:
+            return DEFAULT_PROPAGATION
         raise System(f"path {point.source} is mounted on {top} but it is not a shared or slave mount")
     if spec.linux.rootfs_propagation not in ("shared", "rshared", "slave", "rslave"):
         spec.linux.rootfs_propagation = "rslave"
+    return point.propagation
 
 
 def _source_mount(source: str) -> tuple[str, list[str]]:

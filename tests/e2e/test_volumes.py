@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.hosts import Daemon
+from tests.hosts import Daemon, Host
 
 
 def run(daemon: Daemon, *argv: str) -> str:
@@ -146,3 +147,27 @@ def test_an_image_that_is_mounted_is_in_use(daemon: Daemon) -> None:
     assert daemon.out("start", "-a", "c1") == "one"
     daemon.docker("rm", "c1")
     daemon.docker("image", "prune", "-f")
+
+
+class SharedHost(Host):
+    """A host whose mounts are shared, as systemd has it."""
+
+    def command(self, *argv: str) -> list[str]:
+        return super().command("unshare", "--mount", "--propagation=shared", *argv)
+
+
+def test_a_container_that_sees_the_hosts_files_keeps_no_volume_mounted(new_daemon: Callable[..., Daemon]) -> None:
+    host = SharedHost("shared")
+    try:
+        daemon = new_daemon("--bridge=none", on=host)
+        daemon.docker("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "memory")
+        daemon.docker("run", "-d", "--name", "sees", "--network", "none", "-v", "/:/host", "busybox", "sleep", "100")
+        daemon.docker("run", "-d", "--name", "uses", "--network", "none", "-v", "memory:/m", "busybox", "sleep", "100")
+        assert daemon.inspect("sees")["Mounts"][0]["Propagation"] == "rslave"
+        count = ("exec", "sees", "grep", "-c", "volumes/memory", "/proc/mounts")
+        assert daemon.out(*count) == "1"
+        daemon.docker("rm", "-f", "uses")
+        assert daemon.docker(*count, check=False).stdout == "0\n"
+        daemon.close()
+    finally:
+        host.close()

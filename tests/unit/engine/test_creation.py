@@ -11,7 +11,7 @@ from seacan.engine import creation
 from seacan.engine.config import BindOptions, ContainerConfig, HostConfig, LogConfig, Mount, RestartPolicy, TmpfsOptions
 from seacan.engine.links import link_variables
 from seacan.engine.listing import command_line, parse_time
-from seacan.engine.mounts import parse_bind, parse_mount, parse_volumes_from
+from seacan.engine.mounts import follow_root, parse_bind, parse_mount, parse_volumes_from
 from seacan.engine.names import check_name, new_id, random_name
 from seacan.engine.options import EngineOptions
 from seacan.engine.signals import parse_signal
@@ -195,3 +195,33 @@ def test_moments() -> None:
 
 def test_a_command_line_quotes_arguments_with_spaces() -> None:
     assert command_line("sh", ["-c", "echo hi"]) == "sh -c 'echo hi'"
+
+
+class TestTheDaemonsOwnFolders:
+    """Binds that show ``<data-root>``: what is unmounted there must not stay in the container."""
+
+    ROOT = "/var/lib/seacan"
+
+    @pytest.mark.parametrize("source", ["/", "/var", "/var/lib/seacan", "/var/lib/seacan/volumes/x"])
+    def test_they_follow_the_host(self, source: str) -> None:
+        mount = parse_bind(f"{source}:/c")
+        follow_root(mount, self.ROOT)
+        assert mount.propagation == "rslave"
+        shared = parse_bind(f"{source}:/c:rshared")
+        follow_root(shared, self.ROOT)
+        assert shared.propagation == "rshared"
+
+    @pytest.mark.parametrize("mode", ["private", "rprivate", "shared", "slave"])
+    def test_it_cannot_be_declined(self, mode: str) -> None:
+        with pytest.raises(InvalidParameter) as failed:
+            follow_root(parse_bind(f"/var/lib:/c:{mode}"), self.ROOT)
+        assert failed.value.message == (
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within '
+            f'the daemon root, daemon root: "{self.ROOT}", bind mount source: "/var/lib", propagation: "{mode}"'
+        )
+
+    @pytest.mark.parametrize("source", ["/va", "/var/lib/seacan2", "/srv"])
+    def test_other_binds_are_private(self, source: str) -> None:
+        mount = parse_bind(f"{source}:/c")
+        follow_root(mount, self.ROOT)
+        assert mount.propagation == "rprivate"
