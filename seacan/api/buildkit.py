@@ -301,7 +301,9 @@ class BuildKit:
             asyncio.get_running_loop().call_later(30, self._jobs.pop, request.ref, None)
 
     async def _results(self, job: _Job, request: pb.SolveRequest) -> list[_Result]:
-        if request.definition is not None and request.definition.definitions:
+        if request.definition is not None and not request.frontend:
+            if not request.definition.definitions:
+                return []  # scratch
             return job.results[await self._defined(job, request.definition)]
         if request.frontend:
             ref, _ = await self._frontend(job, request.frontend, request.frontend_attrs, request.frontend_inputs)
@@ -492,8 +494,8 @@ class BuildKit:
         job = await self._bridge_job(call)
         metadata: dict[str, bytes] = {}
         try:
-            if request.definition is not None and request.definition.definitions:
-                ref = await self._defined(job, request.definition)
+            if request.definition is not None and not request.frontend:
+                ref = await self._defined(job, request.definition) if request.definition.definitions else ""
             else:
                 ref, metadata = await self._frontend(
                     job, request.frontend or "dockerfile.v0", request.frontend_opt, request.frontend_inputs

@@ -159,9 +159,7 @@ class _Unpacking:
         self.free = os.statvfs("/")
 
     def add(self, entry: tar.TarEntry, reader: tar.TarReader) -> None:
-        name = b"/".join(part for part in entry.name.split(b"/") if part not in (b"", b"."))
-        if b".." in name.split(b"/"):
-            raise InvalidParameter(f"invalid build context: {entry.text!r} leads out of it")
+        name = os.path.normpath(b"/" + entry.name).lstrip(b"/")  # what leads out ends at the root, as dockerd has it
         if not name:
             return
         path = b"/" + name

@@ -28,21 +28,33 @@ def interpreter(architecture: str, registry: Path = BINFMT) -> str:
 
     One that was registered without the flag F is looked for in the container, where it is not.
     """
-    header = _elf_header(architecture)
+    return _find(architecture, _registered(registry))
+
+
+def _registered(registry: Path) -> list[dict[str, str]]:
+    """What the kernel has been told, but for what a container would not find."""
+    found = []
     try:
+        if (registry / "status").read_text().strip() != "enabled":
+            return []
         entries = [entry for entry in registry.iterdir() if entry.name not in ("register", "status")]
-        enabled = (registry / "status").read_text().strip() == "enabled"
     except OSError:
-        return ""
-    for entry in entries if enabled and header else ():
+        return []
+    for entry in entries:
         try:
             lines = entry.read_text().splitlines()
         except OSError:
             continue
         about = {line.partition(" ")[0].rstrip(":"): line.partition(" ")[2].strip() for line in lines}
-        if "enabled" in about and "F" in about.get("flags", "") and _matches(header, about):
-            return about.get("interpreter", "")
-    return ""
+        if "enabled" in about and "F" in about.get("flags", ""):
+            found.append(about)
+    return found
+
+
+def _find(architecture: str, registered: list[dict[str, str]]) -> str:
+    header = _elf_header(architecture)
+    fitting = (about for about in registered if header and _matches(header, about))
+    return next((about.get("interpreter", "") for about in fitting), "")
 
 
 def _elf_header(architecture: str) -> bytes:
@@ -69,7 +81,8 @@ def _matches(header: bytes, about: dict[str, str]) -> bool:
 def platforms() -> list[Platform]:
     """The platforms whose programs run here, this machine's first."""
     here = host_platform().normalised()
-    others = [*_ALSO.get(here.architecture, ()), *(each for each in _MACHINES if interpreter(each))]
+    registered = _registered(BINFMT)
+    others = [*_ALSO.get(here.architecture, ()), *(each for each in _MACHINES if _find(each, registered))]
     found = [Platform("linux", architecture).normalised() for architecture in dict.fromkeys(others)]
     return [here, *(each for each in found if each.architecture != here.architecture)]
 

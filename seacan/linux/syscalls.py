@@ -65,6 +65,16 @@ def _libc(name: str, *argtypes: Any) -> Any:
     return function
 
 
+M_TRIM_THRESHOLD: Final = -1
+M_MMAP_THRESHOLD: Final = -3
+
+
+def mallopt(parameter: int, value: int) -> None:
+    """Set what malloc(3) goes by: mallopt(3). Without effect where the C library has none."""
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(c_int(parameter), c_int(value))
+
+
 def fail(what: str | bytes | int | None = None) -> OSError:
     """The OSError of the call that just failed."""
     number = ctypes.get_errno()

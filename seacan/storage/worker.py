@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from seacan.errors import InvalidParameter, SeacanError, System, Unsupported
+from seacan.linux.syscalls import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, mallopt
 from seacan.runtime.failure import words
 
 Request = TypeVar("Request", bound=msgspec.Struct)
@@ -25,6 +26,8 @@ Result = TypeVar("Result", bound=msgspec.Struct)
 
 _RESULT_LIMIT = 64 << 20
 
+_BUFFERS = 16 << 20
+"""Bytes up to which a block of memory comes from what the process has."""
 _DEPTH = 30_000
 """Nested calls, and open files, that a worker may have."""
 
@@ -120,6 +123,16 @@ async def _read(descriptor: int) -> bytes:
         parts.append(part)
 
 
+def _keep_memory() -> None:
+    """Use buffers again rather than give them back.
+
+    The launcher gives every page back, for its shims' sake. A worker that reads 300 MB by the megabyte had 148,000
+    page faults of it, and lost half of its time.
+    """
+    mallopt(M_MMAP_THRESHOLD, _BUFFERS)
+    mallopt(M_TRIM_THRESHOLD, 4 * _BUFFERS)
+
+
 def _allow_depth() -> None:
     """Let walks go as deep as trees do: a call and a descriptor a folder. Calls of Python by Python take no stack."""
     sys.setrecursionlimit(_DEPTH)
@@ -137,6 +150,7 @@ def answer(
     *inputs, report = fds
     os.set_blocking(report, True)
     _allow_depth()
+    _keep_memory()
     try:
         message = b"+" + msgspec.json.encode(function(msgspec.json.decode(argument, type=request), inputs))
         status = 0

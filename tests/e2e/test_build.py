@@ -205,7 +205,9 @@ def test_a_step_sees_neither_host_nor_network_it_was_not_given(daemon: Daemon, b
 def test_an_archive_from_standard_input_is_a_context(daemon: Daemon) -> None:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name, content in (("Dockerfile", b"FROM busybox\nCOPY f /f\n"), ("f", b"from stdin")):
+        # What leads out of the context ends at its root, as with dockerd.
+        dockerfile = b"FROM busybox\nCOPY f g h /\n"
+        for name, content in (("Dockerfile", dockerfile), ("f", b"from stdin"), ("../g", b"+"), ("a/../../h", b"+")):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
@@ -214,7 +216,7 @@ def test_an_archive_from_standard_input_is_a_context(daemon: Daemon) -> None:
         input=archive.getvalue(), check=True, capture_output=True, timeout=60,
         env={**daemon.environment(), "DOCKER_BUILDKIT": "0"},
     )  # fmt: skip
-    assert run(daemon, "piped", "cat", "/f") == "from stdin"
+    assert run(daemon, "piped", "cat", "/f", "/g", "/h") == "from stdin++"
 
 
 def test_a_cancelled_build_leaves_nothing(daemon: Daemon, context: Path, build: Build) -> None:
