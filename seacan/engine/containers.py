@@ -348,8 +348,8 @@ class Containers:
                 raise InvalidParameter(
                     "conflicting options: cannot attach both user-defined and non-user-defined network-modes"
                 )
-        if mode not in wanted:
-            wanted = {mode: None, **wanted}
+        if not wanted:
+            wanted = {mode: None}
         endpoints = {name: settings or EndpointSettings() for name, settings in wanted.items()}
         for name, settings in endpoints.items():
             spec = self._engine.networks.find(name)  # one that is missing is found out at the start

@@ -27,6 +27,10 @@ async def inspect(engine: Engine, container: Container, *, size: bool = False) -
         host_config["Links"] = [
             f"/{target.name}:/{container.name}/{alias}" for alias, target in targets if target is not None
         ]
+    config = docker.encode(record.config)
+    asked = record.networks.get(record.host_config.network_mode)
+    if not record.config.mac_address and asked is not None and asked.mac_address:
+        config["MacAddress"] = asked.mac_address  # where clients before API 1.44 look for it
     plain: dict[str, Any] = {
         "Id": container.id,
         "Created": rfc3339(record.created),
@@ -49,7 +53,7 @@ async def inspect(engine: Engine, container: Container, *, size: bool = False) -
         "HostConfig": host_config,
         "GraphDriver": {"Data": _graph_driver(engine, container), "Name": engine.snapshots.driver},
         "Mounts": [mount(point) for point in record.mounts],
-        "Config": docker.encode(record.config),
+        "Config": config,
         "NetworkSettings": network_settings(settings),
     }
     if size:

@@ -20,6 +20,7 @@ from seacan.network.model import (
     GATEWAY_MODE_IPV4,
     GATEWAY_MODE_IPV6,
     HOST_BINDING_IPV4,
+    INHIBIT_IPV4,
     IPV6_MIN_MTU,
     IPVLAN_FLAG,
     IPVLAN_MODE,
@@ -301,6 +302,8 @@ def _complete(spec: NetworkSpec, pools: Sequence[IPAMPool], choose: Callable[[in
 def _has_gateway(spec: NetworkSpec, version: int) -> bool:
     if spec.driver == "ipvlan" and (spec.options.get(IPVLAN_MODE) or "l2") != "l2":
         return False
+    if spec.internal and (spec.driver in ("macvlan", "ipvlan") or (version == 4 and spec.flag(INHIBIT_IPV4, False))):
+        return False  # there is no default route, nor anybody with the address
     return spec.gateway_mode(version) != "isolated"
 
 

@@ -138,13 +138,12 @@ def port_map(endpoints: Sequence[Endpoint]) -> PortMap:
         if endpoint.driver not in ("host", "null"):
             for one in endpoint.exposed:
                 result.setdefault(one, None)
-    for endpoint in endpoints:
-        for port in endpoint.ports:
-            key = f"{port.port}/{port.protocol}"
-            bindings = result.get(key) or []
-            host_port = str(port.host_port) if port.host_port else ""
-            bindings.append(PortBinding(host_ip=port.host_ip if port.host_port else "", host_port=host_port))
-            result[key] = bindings
+    ports = [port for endpoint in endpoints for port in endpoint.ports]
+    for port in sorted(ports, key=lambda port: port.version):
+        key = f"{port.port}/{port.protocol}"
+        bindings = result.get(key) or []
+        bindings.append(PortBinding(host_ip=port.host_ip, host_port=str(port.host_port) if port.host_port else ""))
+        result[key] = bindings
     return result
 
 

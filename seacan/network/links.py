@@ -291,6 +291,8 @@ class Links:
                 if one.endpoint.interface:
                     bridge = [one.spec.bridge] if one.spec.driver == "bridge" else []
                     self.socket.request([rt.settle(name) for name in (one.endpoint.interface, *bridge)])
+                    if bridge:
+                        self._announce(one.endpoint, index, netns, container)
             for one in joins:
                 self._sysctls(one.spec, one.endpoint, netns)
         except NetlinkError as error:
@@ -394,10 +396,22 @@ class Links:
         return index
 
     @staticmethod
+    def _announce(endpoint: Endpoint, index: int, netns: int, container: NetlinkSocket) -> None:
+        """Tell the neighbours the MAC of an address that may have been somebody else's.
+
+        The kernel does so when a link gets its MAC (arp_notify, ndisc_notify). What it sent when the link came up was
+        dropped: the bridge's port did not forward yet.
+        """
+        if endpoint.ipv6:
+            with inside(netns):
+                _set_ipv6(endpoint.container_interface, "ndisc_notify", 1)
+        container.request([rt.settle(endpoint.container_interface), rt.set_link(index, mac=endpoint.mac)])
+
+    @staticmethod
     def _configuration(spec: NetworkSpec, endpoint: Endpoint, index: int) -> list[Message]:
         """What makes a link inside a container usable: addresses, up, routes."""
         generation = rt.IN6_ADDR_GEN_MODE_EUI64 if endpoint.ipv6 else rt.IN6_ADDR_GEN_MODE_NONE
-        # arp_notify announces a reused address with its new MAC when the link comes up.
+        # arp_notify announces a reused address with its new MAC.
         messages = [
             rt.configure(
                 index,

@@ -642,16 +642,30 @@ class Networks:
         self, version: int, bridge: str, bip: str, fixed: str, gateway: str, old: Sequence[IPAMPool],
         busy: Sequence[IPNetwork], stored: NetworkSpec | None,
     ) -> IPAMPool:  # fmt: skip
-        """The default network's subnet: ``--bip``, what the named bridge has, what it was before, or a free one."""
+        """The default network's subnet: ``--bip``, what the named bridge has, what it was before, ``--fixed-cidr``, or
+        a free one; dockerd's order."""
+        part = ipaddress.ip_network(fixed) if fixed else None
+        before = ipaddress.ip_network(old[0].subnet) if old else None
         if bip:
             interface = ipaddress.ip_interface(bip)
         elif self._options.bridge and (found := await self._run(self._addresses, bridge, version)):
-            interface = found[0]
-        elif old and not fixed:
-            return old[0]
-        elif fixed and version == 6:
-            subnet = ipaddress.ip_network(fixed)
-            interface = ipaddress.ip_interface(f"{subnet.network_address + 1}/{subnet.prefixlen}")
+            interface = next((one for one in found if part is not None and _within(part, one.network)), found[0])
+            if part is not None and not _within(part, interface.network):
+                if version == 6:
+                    raise InvalidParameter(
+                        f"fixed-cidr-v6={fixed} is outside any subnet implied by addresses on the user-managed default "
+                        "bridge"
+                    )
+                log.warning("fixed-cidr %s is outside the subnets of %s and has no effect", fixed, bridge)
+                fixed = ""
+        elif old and part is None:
+            return msgspec.structs.replace(old[0], ip_range="")
+        elif before is not None and part is not None and _within(part, before):
+            interface = ipaddress.ip_interface(f"{old[0].gateway}/{before.prefixlen}")
+        elif old and part is not None and ipaddress.ip_address(old[0].gateway) in part:
+            interface = ipaddress.ip_interface(f"{old[0].gateway}/{part.prefixlen}")
+        elif part is not None:
+            interface = ipaddress.ip_interface(f"{part.network_address + 1}/{part.prefixlen}")
         else:
             taken = [
                 ipaddress.ip_network(pool.subnet)
@@ -1178,6 +1192,7 @@ class Networks:
             extra,
             self.host_gateways() if any(entry.endswith(files.HOST_GATEWAY) for entry in extra) else (),
             links,
+            ipv6=container.ipv6,
         )
         return NameFiles(files.hostname(container.hostname), hosts, resolv)
 
@@ -1442,6 +1457,10 @@ class Networks:
                         if address:
                             result[address] = names
         return result
+
+
+def _within(part: IPNetwork, subnet: IPNetwork) -> bool:
+    return part.network_address in subnet and part.prefixlen >= subnet.prefixlen
 
 
 def _open(sockets: Iterable[socket.socket]) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.e2e.test_crash import call
 from tests.hosts import Daemon, Host
 
 SERVE = "while true; do echo hello | nc -l -p 80; done"
@@ -249,3 +250,19 @@ def test_a_mac_address_beside_another_containers_namespace_is_no_network(daemon:
     mac = daemon.out("exec", "web", "cat", "/sys/class/net/eth0/address")
     shared = ("run", "--rm", "--network", "container:web", "--mac-address", "02:00:00:00:00:01", "busybox")
     assert daemon.out(*shared, "cat", "/sys/class/net/eth0/address") == mac
+
+
+def test_networks_that_a_client_lists_are_a_containers_only_ones(daemon: Daemon) -> None:
+    daemon.docker("network", "create", "net")
+    endpoints = {"EndpointsConfig": {"net": {"MacAddress": "02:42:ac:11:00:42"}}}
+    body = {"Image": "busybox", "Cmd": ["sleep", "60"], "NetworkingConfig": endpoints}
+    listed = call(daemon, "POST", "/containers/create", body)["Id"]
+    daemon.docker("start", listed)
+    assert list(daemon.inspect(listed)["NetworkSettings"]["Networks"]) == ["net"]
+    named = call(daemon, "POST", "/containers/create", {**body, "HostConfig": {"NetworkMode": "net"}})["Id"]
+    assert daemon.inspect(named)["Config"]["MacAddress"] == "02:42:ac:11:00:42"
+
+
+def test_without_ipv6_a_container_has_no_hosts_of_it(daemon: Daemon) -> None:
+    off = ("--sysctl", "net.ipv6.conf.all.disable_ipv6=1")
+    assert ":" not in daemon.out("run", "--rm", *off, "busybox", "cat", "/etc/hosts")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from seacan.engine.config import EndpointIPAMConfig, EndpointSettings
+from seacan.engine.config import EndpointIPAMConfig, EndpointSettings, PortBinding
 from seacan.errors import Forbidden, InvalidParameter, NotFound, System
 from seacan.linux import rtnetlink as rt
 from seacan.network.creation import IPAM, IPAMConfig, NetworkCreateRequest
+from seacan.network.endpoints import port_map
 from seacan.network.networks import Networks
 
 from .conftest import Run, Space, identifier
@@ -234,3 +237,68 @@ async def test_a_full_bridge_says_what_to_use_instead(
         host.links.request([rt.new_veth(f"port{n}", f"far{n}", others.netns, master=bridge) for n in ports])
     with pytest.raises(System, match=r"seacan0 has no free port: .* 1,023\. A network of the driver routed"):
         await run("one")
+
+
+async def test_neighbours_learn_at_once_who_has_an_address_now(host: Space, networks: Networks, run: Run) -> None:
+    ipam = IPAM(config=[IPAMConfig(subnet="10.1.0.0/24"), IPAMConfig(subnet="fd01::/64")])
+    await networks.create(NetworkCreateRequest(name="both", enable_ipv6=True, ipam=ipam))
+    mine = EndpointIPAMConfig(ipv4_address="10.1.0.9", ipv6_address="fd01::9")
+    one, _ = await run("one", "both")
+    _gone, (old,) = await run("old", settings={"both": EndpointSettings(ipam_config=mine)})
+    assert one.pings("10.1.0.9") and one.pings("fd01::9")
+    await networks.release(identifier("old"))
+    await asyncio.to_thread(host.links.request, [rt.delete_link(host.index(old.interface))])
+    _there, (new,) = await run("new", settings={"both": EndpointSettings(ipam_config=mine)})
+    assert new.mac != old.mac
+    assert one.pings("10.1.0.9") and one.pings("fd01::9")
+
+
+async def test_a_range_of_the_default_network_makes_its_subnet_unless_it_fits_what_there_is(
+    host: Space, start: Callable[..., Awaitable[Networks]]
+) -> None:
+    for options, subnet, gateway, part in (
+        ({"bip": "10.11.12.13/16"}, "10.11.0.0/16", "10.11.12.13", ""),
+        ({"fixed_cidr": "10.11.22.0/24"}, "10.11.0.0/16", "10.11.12.13", "10.11.22.0/24"),
+        ({}, "10.11.0.0/16", "10.11.12.13", ""),
+        ({"fixed_cidr": "10.8.0.0/13"}, "10.8.0.0/13", "10.11.12.13", ""),
+        ({"fixed_cidr": "192.168.50.0/24"}, "192.168.50.0/24", "192.168.50.1", ""),
+    ):
+        networks = await start(**options)
+        (pool,) = networks.get("bridge").pools
+        assert (pool.subnet, pool.gateway, pool.ip_range) == (subnet, gateway, part)
+        assert host.addresses("seacan0") == [f"{gateway}/{subnet.partition('/')[2]}"]
+        await networks.close()
+
+
+async def test_a_range_outside_a_bridge_of_the_administrators_has_no_effect(
+    host: Space, start: Callable[..., Awaitable[Networks]]
+) -> None:
+    host.links.request([rt.new_bridge("mine", mac="02:00:00:00:00:01")])
+    index = host.index("mine")
+    for text in ("10.3.0.1/24", "10.4.0.1/16"):
+        host.links.request([rt.new_address(index, ipaddress.ip_interface(text))])
+    for part, subnet, kept in (("10.4.7.0/24", "10.4.0.0/16", "10.4.7.0/24"), ("10.9.0.0/24", "10.3.0.0/24", "")):
+        networks = await start(bridge="mine", fixed_cidr=part)
+        (pool,) = networks.get("bridge").pools
+        assert (pool.subnet, pool.ip_range) == (subnet, kept)
+        await networks.close()
+
+
+async def test_internal_networks_keep_no_address_for_a_gateway_that_nobody_is(networks: Networks, run: Run) -> None:
+    ipam = IPAM(config=[IPAMConfig(subnet="10.1.0.0/31")])
+    options = {"com.docker.network.bridge.inhibit_ipv4": "true"}
+    await networks.create(NetworkCreateRequest(name="two", internal=True, ipam=ipam, options=options))
+    one, (first,) = await run("one", "two")
+    _two, (second,) = await run("two", "two")
+    assert {first.ipv4, second.ipv4} == {"10.1.0.0/31", "10.1.0.1/31"}
+    assert one.pings(second.address4)
+
+
+async def test_open_ports_of_a_routed_family_are_told_with_their_address(networks: Networks, run: Run) -> None:
+    ipam = IPAM(config=[IPAMConfig(subnet="10.1.0.0/24"), IPAMConfig(subnet="fd01::/64")])
+    options = {"com.docker.network.bridge.gateway_mode_ipv4": "routed"}
+    await networks.create(NetworkCreateRequest(name="net", enable_ipv6=True, ipam=ipam, options=options))
+    _space, endpoints = await run("one", "net", ports={"80/tcp": [("", "8080")]})
+    assert port_map(endpoints) == {
+        "80/tcp": [PortBinding(host_ip="0.0.0.0"), PortBinding(host_ip="::", host_port="8080")]
+    }
