@@ -277,6 +277,24 @@ class Container:
             raise RuntimeFailed(f"{BEGINNING}{where}{words(error)}") from error
         run_init(plan, channel)
 
+    @classmethod
+    def rehearse(cls, id: str, configuration: spec.Spec, cgroup: Cgroup, *, root: str) -> InitPlan:
+        """What :meth:`become_init` and :meth:`become_exec` do up to their first effect on the process: for whoever
+        forks many of them. The folder ``<root>/<id>`` exists. Gives the plan, of a container without a root."""
+        self = cls(id, f"{root}/{id}", root, configuration)
+        plan = self._plan(DirectoryRoot("/"), None, 0, 0, True)
+        plan.cgroup = self.cgroup = cgroup
+        cgroup.create()
+        self.pid = int(os.readlink("/proc/self"))
+        self.start_time = state.process_status(self.pid)[1]
+        self.created = state.now()
+        self.save()
+        again = cls.load(id, root=root)
+        if again.status() == "running" and configuration.process is not None:
+            again._plan_exec(configuration.process, 0, 0, True)
+        again.release()
+        return plan
+
     def _plan(
         self, rootfs: Rootfs | None, seccomp: bytes | None, seccomp_flags: int, preserve_fds: int, new_keyring: bool
     ) -> InitPlan:

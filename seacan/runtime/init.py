@@ -174,6 +174,18 @@ def run_init(plan: InitPlan, channel: Channel, second: bool = False) -> NoReturn
     executable.execute()
 
 
+def rehearse_root(plan: InitPlan) -> None:
+    """Make the root as :func:`run_init` does, and go there. The caller has a mount namespace that it will leave."""
+    channel, other = Channel.pair()
+    try:
+        builder = _build_root(plan, channel)
+        _finish_root(plan, builder)
+        builder.close()
+    finally:
+        channel.close()
+        other.close()
+
+
 def _wait_for_start(plan: InitPlan, channel: Channel) -> Channel:
     channel.send(words_of.CREATED)
     if plan.listener is None:

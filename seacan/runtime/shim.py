@@ -389,7 +389,7 @@ class Shim:
             self._noted(exec_id, False)
         if self._init is not None:
             self._init.streams.end_clients()
-        for fd in (self._oom, self._mounts, *self._sandbox_fds):
+        for fd in (self._oom, self._oom_counter, self._mounts, *self._sandbox_fds):
             if fd >= 0:
                 self._loop.forget(fd)
                 os.close(fd)
