@@ -120,6 +120,10 @@ def info_lines(found: Fetched) -> list[str]:
     plugins = found.get("Plugins") or {}
     lines.append(" Plugins:")
     lines += [f"  {kind}: {' '.join(plugins.get(kind) or [])}" for kind in ("Volume", "Network", "Log")]
+    if folders := found.get("CDISpecDirs"):
+        lines += [" CDI spec directories:", *(f"  {folder}" for folder in folders)]
+    if devices := found.get("DiscoveredDevices"):
+        lines += [" Discovered Devices:", *(f"  {device['Source']}: {device['ID']}" for device in devices)]
     lines.append(f" Swarm: {(found.get('Swarm') or {}).get('LocalNodeState', 'inactive')}")
     if runtimes := found.get("Runtimes"):
         lines += [f" Runtimes: {' '.join(runtimes)}", f" Default Runtime: {found.get('DefaultRuntime', '')}"]

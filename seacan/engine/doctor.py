@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from seacan.engine import devices
 from seacan.engine.options import EngineOptions
 from seacan.errors import Unsupported
 from seacan.linux import capabilities, syscalls
@@ -481,6 +482,14 @@ def _programs(options: EngineOptions) -> Iterator[Finding]:
             yield Finding("programs", names[-1], "limited", f"not installed: no {use}", remedy)
 
 
+def _devices(options: EngineOptions) -> Iterator[Finding]:
+    names, warnings = devices.discovered(options)
+    if names:
+        yield Finding("devices", "CDI", "ok", ", ".join(names))
+    for warning in warnings:
+        yield Finding("devices", "CDI", "limited", warning, "correct or remove the file")
+
+
 def _read(path: str) -> str:
     with contextlib.suppress(OSError), open(path) as file:
         return file.read().strip()
@@ -495,4 +504,5 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("storage", _storage),
     ("network", _network),
     ("programs", _programs),
+    ("devices", _devices),
 )

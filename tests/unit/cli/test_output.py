@@ -266,8 +266,12 @@ def test_info_shows_what_the_daemon_says() -> None:
         "MemTotal": 1 << 30,
         "DockerRootDir": "/d",
         "Labels": ["a=b"],
+        "CDISpecDirs": ["/etc/cdi"],
+        "DiscoveredDevices": [{"Source": "cdi", "ID": "vendor.com/net=x"}],
     }
     lines = info_lines(found)
+    assert lines[lines.index(" CDI spec directories:") + 1] == "  /etc/cdi"
+    assert lines[lines.index(" Discovered Devices:") + 1] == "  cdi: vendor.com/net=x"
     assert "  Backing Filesystem: extfs" in lines
     assert lines[lines.index("  seccomp") + 1] == "   Profile: builtin"
     assert " Total Memory: 1GiB" in lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,15 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_devices_of_vendors_and_bad_files_are_named(tmp_path: Path) -> None:
+    good = {"cdiVersion": "0.3.0", "kind": "a.com/b", "devices": [{"name": "c", "containerEdits": {"env": ["A=1"]}}]}
+    (tmp_path / "good.json").write_text(json.dumps(good))
+    (tmp_path / "bad.json").write_text("{}")
+    found = [one for one in examine(EngineOptions(cdi_spec_dirs=[str(tmp_path)])) if one.area == "devices"]
+    assert [(one.state, one.detail.partition(":")[0]) for one in found] == [("ok", "a.com/b=c"), ("limited", "CDI")]
+    assert f"{tmp_path}/bad.json" in found[1].detail
+
+
 def test_the_host_is_examined_and_left_as_it_was(tmp_path: Path) -> None:
     def cgroups() -> set[str]:
         found = set()
