@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -35,6 +36,7 @@ from seacan.engine.stats import stats
 from seacan.engine.streams import Client, detach_keys
 from seacan.engine.top import top
 from seacan.errors import InvalidParameter, SeacanError
+from seacan.network.model import ENDPOINT_SYSCTLS
 from seacan.runtime.logs import ReadOptions
 
 if TYPE_CHECKING:
@@ -390,6 +392,7 @@ def _for_old_clients(
             if endpoint is not None:
                 endpoint.gw_priority = 0
     warnings = _mac_address(version, config, host_config, networking)
+    warnings += _interface_sysctls(version, host_config, networking)
     for port, bindings in (host_config.port_bindings or {}).items():
         if not bindings and host_config.port_bindings is not None:
             host_config.port_bindings[port] = [docker.PortBinding()]
@@ -415,16 +418,8 @@ def _mac_address(
     if version < (1, 44) and not private:
         raise InvalidParameter("conflicting options: mac-address and the network mode")
     if private:
-        key = next(iter(endpoints)) if endpoints and version < (1, 44) else mode
-        if (
-            endpoints
-            and key not in endpoints
-            and not (key in ("default", "bridge") and endpoints.keys() & {"default", "bridge"})
-        ):
-            raise InvalidParameter(
-                "unable to migrate container-wide MAC address to a specific network: HostConfig.NetworkMode must match "
-                "the identity of a network in NetworkSettings.Networks"
-            )
+        what = "unable to migrate container-wide MAC address to a specific network"
+        key = _main_network(version, host_config, endpoints, what)
         settings = endpoints.get(key) or EndpointSettings()
         if settings.mac_address and settings.mac_address != config.mac_address and version >= (1, 44):
             raise InvalidParameter(
@@ -436,3 +431,62 @@ def _mac_address(
     if version < (1, 44):
         return []
     return ["The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead."]
+
+
+def _main_network(
+    version: tuple[int, int], host_config: HostConfig, endpoints: Mapping[str, EndpointSettings | None], what: str
+) -> str:
+    """The key in ``endpoints`` of the network that NetworkMode names; it may have to be made.
+
+    Raises:
+        InvalidParameter: there are only others; the message begins with ``what``.
+    """
+    mode = host_config.network_mode or "default"
+    if not endpoints:
+        return mode
+    if version < (1, 44):  # there is but one
+        return next(iter(endpoints))
+    names = ("default", "bridge") if mode in ("default", "bridge") else (mode,)
+    found = next((name for name in names if name in endpoints), None)
+    if found is None:
+        raise InvalidParameter(
+            f"{what}: HostConfig.NetworkMode must match the identity of a network in NetworkSettings.Networks"
+        )
+    return found
+
+
+def _interface_sysctls(version: tuple[int, int], host_config: HostConfig, networking: NetworkingConfig) -> list[str]:
+    """Move the sysctls of eth0, which is not there yet when the container's are set, to the main network's endpoint;
+    clients since API 1.48 have to say it so themselves."""
+    mode = host_config.network_mode or "default"
+    if mode == "host" or mode.startswith("container:"):
+        return []
+    moved = {}
+    for name, value in (host_config.sysctls or {}).items():
+        parts = name.split(".", 4)
+        if len(parts) < 5 or parts[0] != "net" or not parts[3].startswith("eth"):
+            continue
+        if version > (1, 47):
+            raise InvalidParameter(
+                f'interface specific sysctl setting "{name}" must be supplied using driver option '
+                f"'{ENDPOINT_SYSCTLS}'"
+            )
+        if parts[3] != "eth0":
+            raise InvalidParameter(
+                f"unable to determine network endpoint for sysctl {name}, use driver option '{ENDPOINT_SYSCTLS}' "
+                "to set per-interface sysctls"
+            )
+        moved[name] = f"net.{parts[1]}.{parts[2]}.IFNAME.{parts[4]}={value}"
+    if not moved:
+        return []
+    endpoints = networking.endpoints_config or {}
+    key = _main_network(version, host_config, endpoints, f"unable to find a network for sysctl {next(iter(moved))}")
+    settings = endpoints.get(key) or EndpointSettings()
+    option = ",".join(moved.values())
+    given = (settings.driver_opts or {}).get(ENDPOINT_SYSCTLS)
+    settings.driver_opts = {
+        **(settings.driver_opts or {}), ENDPOINT_SYSCTLS: f"{option},{given}" if given is not None else option,
+    }  # fmt: skip
+    networking.endpoints_config = {**endpoints, key: settings}
+    host_config.sysctls = {name: value for name, value in (host_config.sysctls or {}).items() if name not in moved}
+    return [f'Migrated sysctl "{",".join(moved)}" to DriverOpts{{"{ENDPOINT_SYSCTLS}":"{option}"}}.']

@@ -266,3 +266,16 @@ def test_networks_that_a_client_lists_are_a_containers_only_ones(daemon: Daemon)
 def test_without_ipv6_a_container_has_no_hosts_of_it(daemon: Daemon) -> None:
     off = ("--sysctl", "net.ipv6.conf.all.disable_ipv6=1")
     assert ":" not in daemon.out("run", "--rm", *off, "busybox", "cat", "/etc/hosts")
+
+
+def test_sysctls_of_an_interface_belong_to_its_endpoint(daemon: Daemon) -> None:
+    asked = ("run", "--rm", "--sysctl", "net.ipv4.conf.eth0.log_martians=1")
+    shown = ("busybox", "cat", "/proc/sys/net/ipv4/conf/eth0/log_martians")
+    old = daemon.docker(*asked, *shown, env=daemon.environment(DOCKER_API_VERSION="1.46"))
+    assert old.stdout == "1\n"
+    option = "com.docker.network.endpoint.sysctls"
+    moved = f'"{option}":"net.ipv4.conf.IFNAME.log_martians=1"'
+    assert f'Migrated sysctl "net.ipv4.conf.eth0.log_martians" to DriverOpts{{{moved}}}.' in old.stderr
+    new = daemon.docker(*asked, *shown, check=False)
+    assert new.returncode == 125
+    assert f"must be supplied using driver option '{option}'" in new.stderr
