@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -16,6 +17,8 @@ from seacan.errors import Forbidden, InvalidParameter, NotFound, System, Unsuppo
 from seacan.linux.rtnetlink import IPVLAN_FLAGS, IPVLAN_MODES, MACVLAN_MODES
 from seacan.network import ipam
 from seacan.network.model import (
+    ADVERTISEMENT_INTERVAL,
+    ADVERTISEMENTS,
     BRIDGE_NAME,
     GATEWAY_MODE_IPV4,
     GATEWAY_MODE_IPV6,
@@ -233,6 +236,15 @@ def _check_options(driver: str, options: Mapping[str, str], *, internal: bool) -
         raise InvalidParameter(f'failed to parse {MTU} value: {mtu} (strconv.Atoi: parsing "{mtu}": invalid syntax)')
     if mtu and not (mtu.isascii() and mtu.isdecimal() and (int(mtu) == 0 or 68 <= int(mtu) <= 65535)):
         raise InvalidParameter(f"invalid MTU number: {mtu}")
+    for name, kind, low, high in (
+        (ADVERTISEMENTS, "an integer", 0, 3),
+        (ADVERTISEMENT_INTERVAL, "integer milliseconds", 100, 2000),
+    ):
+        value = options.get(name)
+        if value is not None and not re.fullmatch(r"[+-]?[0-9]+", value):
+            raise InvalidParameter(f'value for option {name} "{value}" must be {kind}')
+        if value is not None and not low <= int(value) <= high:
+            raise InvalidParameter(f"{name} must be in the range {low} to {high}")
     for name in (GATEWAY_MODE_IPV4, GATEWAY_MODE_IPV6):
         mode = options.get(name)
         if mode is None:

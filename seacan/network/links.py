@@ -27,6 +27,7 @@ from seacan.linux.netlink import NETLINK_ROUTE, Message, NetlinkError, NetlinkSo
 from seacan.network.fastpath import FastPath
 from seacan.network.firewall import FIRST_GROUP, ROUTER, interface_group
 from seacan.network.model import (
+    ADVERTISEMENTS,
     ENDPOINT_SYSCTLS,
     INHIBIT_IPV4,
     IPVLAN_FLAG,
@@ -291,7 +292,7 @@ class Links:
                 if one.endpoint.interface:
                     bridge = [one.spec.bridge] if one.spec.driver == "bridge" else []
                     self.socket.request([rt.settle(name) for name in (one.endpoint.interface, *bridge)])
-                    if bridge:
+                    if bridge and int(one.spec.options.get(ADVERTISEMENTS, "1")):
                         self._announce(one.endpoint, index, netns, container)
             for one in joins:
                 self._sysctls(one.spec, one.endpoint, netns)

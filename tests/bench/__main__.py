@@ -1,4 +1,7 @@
-"""``python -m tests.bench [NAME…]``: run the benchmarks (all, or those named) and write docs/benchmarks.md."""
+"""``python -m tests.bench [NAME…]``: run the benchmarks (all, or those named) and write docs/benchmarks.md.
+
+What is written by hand below the last section stays.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ _SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->\n", re.S)
 
 def main() -> None:
     wanted = sys.argv[1:] or [name for name in MODULES if (Path(__file__).parent / f"{name}.py").exists()]
-    sections = dict(_SECTION.findall(PAGE.read_text())) if PAGE.exists() else {}
+    before = PAGE.read_text() if PAGE.exists() else ""
+    sections = dict(_SECTION.findall(before))
+    remarks = before[[found.end() for found in _SECTION.finditer(before)][-1] :] if sections else ""
     for name in wanted:
         tables: list[Table] = importlib.import_module(f"tests.bench.{name}").measure()
         text = f"Measured on {machine()}.\n\n" + "\n".join(table.markdown() for table in tables)
@@ -30,7 +35,7 @@ def main() -> None:
         for name in [*MODULES, *sorted(set(sections) - set(MODULES))]
         if name in sections
     ]
-    PAGE.write_text("\n".join(page))
+    PAGE.write_text("\n".join(page) + remarks)
 
 
 if __name__ == "__main__":

@@ -239,9 +239,13 @@ async def test_a_full_bridge_says_what_to_use_instead(
         await run("one")
 
 
-async def test_neighbours_learn_at_once_who_has_an_address_now(host: Space, networks: Networks, run: Run) -> None:
+@pytest.mark.parametrize("told", [True, False])
+async def test_neighbours_learn_at_once_who_has_an_address_now(
+    host: Space, networks: Networks, run: Run, told: bool
+) -> None:
     ipam = IPAM(config=[IPAMConfig(subnet="10.1.0.0/24"), IPAMConfig(subnet="fd01::/64")])
-    await networks.create(NetworkCreateRequest(name="both", enable_ipv6=True, ipam=ipam))
+    options = {} if told else {"com.docker.network.advertise_addr_nmsgs": "0"}
+    await networks.create(NetworkCreateRequest(name="both", enable_ipv6=True, ipam=ipam, options=options))
     mine = EndpointIPAMConfig(ipv4_address="10.1.0.9", ipv6_address="fd01::9")
     one, _ = await run("one", "both")
     _gone, (old,) = await run("old", settings={"both": EndpointSettings(ipam_config=mine)})
@@ -250,7 +254,22 @@ async def test_neighbours_learn_at_once_who_has_an_address_now(host: Space, netw
     await asyncio.to_thread(host.links.request, [rt.delete_link(host.index(old.interface))])
     _there, (new,) = await run("new", settings={"both": EndpointSettings(ipam_config=mine)})
     assert new.mac != old.mac
-    assert one.pings("10.1.0.9") and one.pings("fd01::9")
+    assert [one.pings("10.1.0.9"), one.pings("fd01::9")] == [told, told]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("nmsgs", "4", "com.docker.network.advertise_addr_nmsgs must be in the range 0 to 3"),
+        ("nmsgs", "x", 'value for option com.docker.network.advertise_addr_nmsgs "x" must be an integer'),
+        ("ms", "99", "com.docker.network.advertise_addr_ms must be in the range 100 to 2000"),
+    ],
+)
+async def test_advertisements_are_asked_for_in_bounds(networks: Networks, option: str, value: str, words: str) -> None:
+    options = {f"com.docker.network.advertise_addr_{option}": value}
+    with pytest.raises(InvalidParameter) as refused:
+        await networks.create(NetworkCreateRequest(name="net", options=options))
+    assert str(refused.value) == words
 
 
 async def test_a_range_of_the_default_network_makes_its_subnet_unless_it_fits_what_there_is(
