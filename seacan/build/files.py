@@ -35,6 +35,7 @@ from seacan.storage.compression import expand
 from seacan.storage.walk import is_opaque
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_LINKS_LIMIT = 40
 _BLOCK = 1 << 20
 _INTERNAL_XATTRS = ("trusted.overlay.", "user.overlay.", "system.nfs4_acl")
 
@@ -581,10 +582,10 @@ class _Attributes:
         return self.owner is None and self.mode is None
 
 
-def parse_owner(root: int | None, text: str) -> tuple[int, int] | None:
-    """``user[:group]``, names looked up in the image's own files.
+def parse_owner(root: int | None, text: str, *, strict: bool) -> tuple[int, int] | None:
+    """``user[:group]``, names looked up in the image's own files. A name that is not there is root's to BuildKit.
 
-    :raises InvalidParameter: a name is not there.
+    :raises InvalidParameter: to the classic builder (``strict``) it is an error.
     """
     if not text:
         return None
@@ -595,23 +596,25 @@ def parse_owner(root: int | None, text: str) -> tuple[int, int] | None:
             uid = gid = _number(user)
         else:
             row = _lookup(root, "/etc/passwd", user)
-            if row is None or len(row) < 4 or not row[2].isdigit() or not row[3].isdigit():
+            if row is not None and len(row) >= 4 and row[2].isdigit() and row[3].isdigit():
+                uid, gid = _number(row[2]), _number(row[3])
+            elif strict:
                 raise InvalidParameter(
                     f"unable to convert uid/gid chown string to host mapping: can't find uid for user {user}: "
                     f"no such user: {user}"
                 )
-            uid, gid = _number(row[2]), _number(row[3])
     if colon and group:
         if group.isdigit():
             gid = _number(group)
         else:
             row = _lookup(root, "/etc/group", group)
-            if row is None or len(row) < 3 or not row[2].isdigit():
+            if row is not None and len(row) >= 3 and row[2].isdigit():
+                gid = _number(row[2])
+            elif strict:
                 raise InvalidParameter(
                     f"unable to convert uid/gid chown string to host mapping: can't find gid for group {group}: "
                     f"no such group: {group}"
                 )
-            gid = _number(row[2])
     return uid, gid
 
 
@@ -707,7 +710,7 @@ def _work(request: FilesRequest, _: Sequence[int]) -> FilesResult:
     try:
         for action in request.actions:
             if isinstance(action, FolderAction):
-                owner = parse_owner(destination.root, action.owner)
+                owner = parse_owner(destination.root, action.owner, strict=request.classic)
                 attributes = _Attributes(owner, None, None, destination.latest)
                 destination.make_folders(action.path, action.mode, attributes)
                 continue
@@ -891,7 +894,7 @@ class _Destination:
 
 
 def _copy(destination: _Destination, root: int, source: SourceRoot, action: CopyAction, classic: bool) -> None:
-    owner = parse_owner(destination.root, action.owner)
+    owner = parse_owner(destination.root, action.owner, strict=classic)
     mode = parse_mode(action.mode)
     octal = int(action.mode, 8) if action.mode.isdigit() else None
     attributes = _Attributes(owner, mode, octal, destination.latest)
@@ -925,7 +928,7 @@ def _copy_one(
             exists = True
             destination_is_folder = stat.S_ISDIR(os.fstat(found).st_mode)
     except FileNotFoundError:
-        pass
+        target = _beyond(destination, target)
     except NotADirectoryError:
         raise InvalidParameter(f"cannot copy to non-directory: {target.rpartition('/')[0]}") from None
     if (is_folder and not action.contents and exists) or (not is_folder and destination_is_folder):
@@ -944,6 +947,21 @@ def _copy_one(
     real, name = _parent_of(destination, target)
     with _closing(real):
         _replace_file(destination, selected.descriptor, None, real, name)
+
+
+def _beyond(destination: _Destination, target: str) -> str:
+    """Where ``target``, which is not there, leads if it is a link."""
+    for _ in range(_LINKS_LIMIT):
+        try:
+            with _closing(open_in_root(destination.root, target, os.O_PATH | os.O_NOFOLLOW)) as found:
+                if not stat.S_ISLNK(os.fstat(found).st_mode):
+                    return target
+                link = os.readlink("", dir_fd=found)
+            with _closing(open_in_root(destination.root, target.rpartition("/")[0] or "/", _FOLDER)) as folder:
+                target = os.path.normpath(os.path.join("/", _in_root(destination, folder), link))
+        except FileNotFoundError:
+            return target
+    raise InvalidParameter(f"too many links at {target}")
 
 
 def _parent_of(destination: _Destination, target: str) -> tuple[int, str]:

@@ -45,7 +45,7 @@ from seacan.build.graph import (
 )
 from seacan.build.imports import Imports
 from seacan.build.progress import Progress, SharedLog
-from seacan.errors import InvalidParameter, NotFound, SeacanError, System
+from seacan.errors import InvalidParameter, NotFound, RuntimeFailed, SeacanError, System
 from seacan.images.store import Images, LayerBlob
 from seacan.linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2, syncfs
 from seacan.runtime.bundle import DirectoryRoot, OverlayRoot, Rootfs
@@ -827,18 +827,23 @@ class Build:
             rootfs: Rootfs = OverlayRoot(base.lower, upper, work, _STEP_OPTIONS) if base.lower else DirectoryRoot(upper)
             async with contextlib.AsyncExitStack() as held:
                 mounts, environment = await self._mounts(operation, inputs, held)
-                code = await self.solver.sandboxes.run(
-                    operation,
-                    rootfs,
-                    mounts,
-                    [*operation.environment, *operation.proxy, *environment],
-                    output.write,
-                )
+                try:
+                    code = await self.solver.sandboxes.run(
+                        operation,
+                        rootfs,
+                        mounts,
+                        [*operation.environment, *operation.proxy, *environment],
+                        output.write,
+                    )
+                except RuntimeFailed as error:
+                    if self.classic:
+                        raise
+                    raise BuildFailed(f"{_unfinished(operation)}: {error}", vertex, error.exit_code) from error
             if code:
-                command = " ".join(operation.arguments)
                 if self.classic:
+                    command = " ".join(operation.arguments)
                     raise BuildFailed(f"The command '{command}' returned a non-zero code: {code}", vertex, code)
-                raise BuildFailed(f'process "{command}" did not complete successfully: exit code: {code}', vertex, code)
+                raise BuildFailed(f"{_unfinished(operation)}: exit code: {code}", vertex, code)
             remove_stubs(upper, base.lower, [mount.target for mount in mounts])
             if vertex.epoch is not None:
                 await worker.run(
@@ -925,6 +930,10 @@ class Build:
             )
         )
         return SandboxMount("bind", mount.target, f"{upper}/content", read_only=mount.read_only)
+
+
+def _unfinished(operation: Exec) -> str:
+    return f'process "{" ".join(operation.arguments)}" did not complete successfully'
 
 
 def holder(id: str) -> str:

@@ -119,10 +119,10 @@ _KNOWN_ARCHITECTURES: Final = frozenset(
 def parse_platform(text: str) -> Platform:
     """``linux/arm64/v8``, ``linux``, ``arm64``; raises :class:`InvalidParameter` in containerd's words."""
     parts = text.split("/")
-    if (
-        not text
-        or len(parts) > 3
-        or not all(part and part.replace("_", "").replace("-", "").replace(".", "").isalnum() for part in parts)
+    if len(parts) > 3:
+        raise InvalidParameter(f'"{text}": cannot parse platform specifier: invalid argument')
+    if not text or not all(
+        part and part.replace("_", "").replace("-", "").replace(".", "").isalnum() for part in parts
     ):
         raise InvalidParameter(
             f'"{parts[0]}" is an invalid OS component of "{text}": OSAndVersion specifier component must match '

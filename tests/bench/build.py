@@ -29,7 +29,7 @@ def measure() -> list[Table]:
         if peer:
             sides.append(_client(folder, peer.environment()))
         table = Table("Build")
-        for measurement in (_runs, _hit, _stages, _context, _export):
+        for measurement in (_runs, _client_alone, _hit, _stages, _context, _export):
             table.rows += measurement(folder, sides)
         return [table]
 
@@ -79,6 +79,14 @@ def _runs(folder: Path, sides: list[Client]) -> list[Row]:
     context = _empty(folder)
     times = _turns(sides, lambda side, _: side(context, dockerfile, "--no-cache"))
     return [_row("20 × `RUN true`, no cache", times, 0.35)]
+
+
+def _client_alone(folder: Path, sides: list[Client]) -> list[Row]:
+    """A build without a step: what the client needs for itself, which every other row contains."""
+    context = _empty(folder)
+    times = _turns(sides, lambda side, _: side(context, "FROM scratch\nLABEL a=b\n"))
+    peer = median(times[1]) if len(times) > 1 else None
+    return [Row("a build without a step: the client's own time", median(times[0]), "s", peer, "dockerd")]
 
 
 def _hit(folder: Path, sides: list[Client]) -> list[Row]:

@@ -128,10 +128,27 @@ def test_owners_are_looked_up_in_the_base(place: Place, owner: str, ids: tuple[i
         assert (path.stat().st_uid, path.stat().st_gid) == ids
 
 
-def test_an_owner_the_base_does_not_know_is_refused(place: Place) -> None:
+@pytest.mark.parametrize("owner", ["eve", "eve:staff", "bob:nosuch"])
+def test_an_owner_the_base_does_not_know_is_root_or_for_classic_builds_an_error(place: Place, owner: str) -> None:
     (place.context / "f").write_text("x")
-    with pytest.raises(InvalidParameter, match="no such user: eve"):
-        place.run(CopyAction(0, "f", "/f", owner="eve"))
+    with pytest.raises(InvalidParameter, match=r"no such (user: eve|group: nosuch)"):
+        place.run(CopyAction(0, "f", "/f", owner=owner), classic=True)
+    place.run(CopyAction(0, "f", "/f", owner=owner))
+    known = {"eve": (0, 0), "eve:staff": (0, 50), "bob:nosuch": (7, 8)}
+    assert ((place.upper / "f").stat().st_uid, (place.upper / "f").stat().st_gid) == known[owner]
+
+
+def test_a_link_to_what_is_not_there_is_followed(place: Place, tmp_path: Path) -> None:
+    (place.context / "f").write_text("x")
+    (place.base / "dangling").symlink_to("/no/where")
+    (place.base / "up").symlink_to("../../../../up2")
+    (place.base / "up2").symlink_to("d/e")
+    (place.base / "loop").symlink_to("loop")
+    place.run(CopyAction(0, "f", "/dangling"), CopyAction(0, "f", "/up"))
+    assert (place.upper / "no/where").read_text() == (place.upper / "d/e").read_text() == "x"
+    assert not (place.upper / "dangling").exists()
+    with pytest.raises(InvalidParameter, match="Too many levels"):
+        place.run(CopyAction(0, "f", "/loop"))
 
 
 @pytest.mark.parametrize(
