@@ -366,10 +366,9 @@ class RootBuilder:
     def _bind_device(self, directory: int, name: str, device: spec.Device) -> None:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=directory))
-        with _closing(k.open_tree(k.AT_FDCWD, device.path, k.OPEN_TREE_CLONE)) as tree:
-            found = os.stat(tree)
-            if found.st_rdev != os.makedev(device.major, device.minor):
-                raise OSError(errno.ENODEV, "the host's device has another number", device.path)
+        with _closing(k.open_tree(k.AT_FDCWD, _host_path(device), k.OPEN_TREE_CLONE)) as tree:
+            if not _is(os.stat(tree), device):
+                raise OSError(errno.ENODEV, "the host's device is another one", device.path)
             with _closing(os.open(name, _PATH | os.O_NOFOLLOW, dir_fd=directory)) as target:
                 k.move_mount(tree, target)
 
@@ -526,6 +525,24 @@ def write_procfs(proc: int, path: str, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def _host_path(device: spec.Device) -> str:
+    """Where the host has a device: under the same name, or under the one that the kernel gave it."""
+    with contextlib.suppress(OSError):
+        if _is(os.stat(device.path), device):
+            return device.path
+    kind = "block" if device.type == "b" else "char"
+    with contextlib.suppress(OSError), open(f"/sys/dev/{kind}/{device.major}:{device.minor}/uevent") as uevent:
+        for line in uevent:
+            if line.startswith("DEVNAME="):
+                return f"/dev/{line[8:].strip()}"
+    return device.path
+
+
+def _is(found: os.stat_result, device: spec.Device) -> bool:
+    kind = stat.S_IFMT(found.st_mode)
+    return kind == _KINDS[device.type] and found.st_rdev == os.makedev(device.major, device.minor)
 
 
 def open_bind(plan: MountPlan) -> int:

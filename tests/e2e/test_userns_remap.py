@@ -107,6 +107,13 @@ def test_what_the_host_owns_is_out_of_reach(daemon: Daemon) -> None:
     assert told.splitlines() == ["sysctl kept", "no node", "no priority"]
 
 
+def test_a_device_has_another_name_inside(daemon: Daemon) -> None:
+    script = "head -c1 /dev/mine | od -An -tx1; ls -l /dev/mine"
+    told = daemon.out("run", "--rm", "--device", "/dev/zero:/dev/mine", "busybox", "sh", "-c", script)
+    assert told.split()[0] == "00"
+    assert "1,   5" in told
+
+
 def test_a_bind_mount_gets_the_subordinate_owner(daemon: Daemon, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
