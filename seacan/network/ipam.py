@@ -107,8 +107,11 @@ def pools(db: Database, network: str) -> list[tuple[int, IPNetwork]]:
     return [(int(row[0]), ipaddress.ip_network(row[1])) for row in rows]
 
 
-def allocate(db: Database, network: str, version: int, owner: str) -> IPInterface | None:
-    """The next free address of ``network`` for ``owner``; None if no pool of that IP version has one."""
+def allocate(db: Database, network: str, version: int, owner: str) -> tuple[IPInterface, bool] | None:
+    """The next free address of ``network`` for ``owner``, and whether somebody had it before.
+
+    None if no pool of that IP version has one.
+    """
     rows = db.execute(
         "SELECT id, subnet, last, next FROM network_pool WHERE network = ? ORDER BY id", (network,)
     ).fetchall()
@@ -118,11 +121,12 @@ def allocate(db: Database, network: str, version: int, owner: str) -> IPInterfac
             continue
         found = _next(db, pool, owner, _offset(offset), _offset(last))
         if found is not None:
-            return ipaddress.ip_interface(f"{subnet.network_address + found}/{subnet.prefixlen}")
+            number, used = found
+            return ipaddress.ip_interface(f"{subnet.network_address + number}/{subnet.prefixlen}"), used
     return None
 
 
-def _next(db: Database, pool: int, owner: str, offset: int, last: int) -> int | None:
+def _next(db: Database, pool: int, owner: str, offset: int, last: int) -> tuple[int, bool] | None:
     start = offset
     while offset <= last:
         # Only addresses asked for by name, or reserved, can be in the way here: there are few of them.
@@ -132,7 +136,7 @@ def _next(db: Database, pool: int, owner: str, offset: int, last: int) -> int | 
         offset += 1
         if inserted.rowcount == 1:
             db.execute("UPDATE network_pool SET next = ? WHERE id = ?", (_kept(offset), pool))
-            return offset - 1
+            return offset - 1, False
     if offset != start:
         db.execute("UPDATE network_pool SET next = ? WHERE id = ?", (_kept(offset), pool))
     row = db.execute(
@@ -143,7 +147,7 @@ def _next(db: Database, pool: int, owner: str, offset: int, last: int) -> int | 
     db.execute(
         "UPDATE network_address SET owner = ?, released = NULL WHERE pool = ? AND offset = ?", (owner, pool, row[0])
     )
-    return _offset(row[0])
+    return _offset(row[0]), True
 
 
 def allocate_exactly(db: Database, network: str, address: IPAddress, owner: str) -> IPInterface:

@@ -161,6 +161,8 @@ class Endpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     gateway4: str = ""
     gateway6: str = ""
     link_local: tuple[str, ...] = ()
+    used_before: bool = False
+    """Whether a neighbour may know another MAC for one of the addresses."""
     aliases: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     names: tuple[str, ...] = ()

@@ -779,7 +779,7 @@ class Networks:
         if spec.driver in ("host", "null"):
             return endpoint
         addresses = {
-            version: self._address(spec, version, text, id) if version == 4 or container.ipv6 else ""
+            version: self._address(spec, version, text, id) if version == 4 or container.ipv6 else ("", False)
             for version, text in (
                 (4, wanted.ipv4_address if wanted else ""),
                 (6, wanted.ipv6_address if wanted else ""),
@@ -793,28 +793,29 @@ class Networks:
                 {one.container_interface for one in attachment.endpoints}, spec, options, container.name
             ),
             mac="" if spec.driver == "ipvlan" else endpoints_.mac(asked.mac_address),
-            ipv4=addresses[4],
-            ipv6=addresses[6],
-            gateway4=endpoints_.gateway(spec, 4, addresses[4]),
-            gateway6=endpoints_.gateway(spec, 6, addresses[6]),
+            ipv4=addresses[4][0],
+            ipv6=addresses[6][0],
+            used_before=addresses[4][1] or addresses[6][1],
+            gateway4=endpoints_.gateway(spec, 4, addresses[4][0]),
+            gateway6=endpoints_.gateway(spec, 6, addresses[6][0]),
             link_local=tuple(f"{one}/{16 if one.version == 4 else 64}" for one in link_local),
         )
 
-    def _address(self, spec: NetworkSpec, version: int, text: str, endpoint: str) -> str:
-        """Reserve an address, ``text`` if given; empty if the network has none of that IP version."""
+    def _address(self, spec: NetworkSpec, version: int, text: str, endpoint: str) -> tuple[str, bool]:
+        """Reserve an address, ``text`` if given, and say whether it may have been somebody else's; empty if the network
+        has none of that IP version."""
         if text:
-            found: ipaddress.IPv4Interface | ipaddress.IPv6Interface | None = ipam.allocate_exactly(
-                self._db, spec.id, ipaddress.ip_address(text), endpoint
-            )
+            found, used = ipam.allocate_exactly(self._db, spec.id, ipaddress.ip_address(text), endpoint), True
         else:
             if not spec.pools_of(version):
-                return ""
-            found = ipam.allocate(self._db, spec.id, version, endpoint)
-        if found is None:
-            raise ipam.exhausted(version, spec.name, spec.id)
+                return "", False
+            allocated = ipam.allocate(self._db, spec.id, version, endpoint)
+            if allocated is None:
+                raise ipam.exhausted(version, spec.name, spec.id)
+            found, used = allocated
         if spec.driver == "routed":
-            return f"{found.ip}/{found.network.max_prefixlen}"
-        return str(found)
+            return f"{found.ip}/{found.network.max_prefixlen}", used
+        return str(found), used
 
     def _publish(self, attachment: _Attachment) -> None:
         """Reserve the container's ports and hand them to the endpoints that provide its default routes."""

@@ -32,7 +32,7 @@ def pool(database: Database, subnet: str, ip_range: str = "", reserved: tuple[st
 
 
 def take(database: Database, owner: str, version: int = 4) -> str | None:
-    found = ipam.allocate(database, NET, version, owner)
+    found, _ = ipam.allocate(database, NET, version, owner) or (None, False)
     return None if found is None else str(found)
 
 
@@ -118,7 +118,7 @@ def test_no_two_owners_ever_hold_the_same_address(steps: list[tuple[bool, int]])
     for take_one, number in steps:
         owner = str(number)
         if take_one and owner not in held:
-            found = ipam.allocate(memory, NET, 4, owner)  # type: ignore[arg-type]
+            found, _ = ipam.allocate(memory, NET, 4, owner) or (None, False)  # type: ignore[arg-type]
             if found is None:
                 assert len(held) == 6
             else:
