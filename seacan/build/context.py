@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import os
 import stat
-import sys
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -103,10 +102,7 @@ def _unpack(request: ContextRequest, fds: Sequence[int]) -> ContextResult:
     index_file = os.open(request.index, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     os.chdir(request.folder)
     os.chroot(".")
-    # From here on the context's files would be taken for Python's own (CVE-2019-14271).
-    sys.meta_path.clear()
-    sys.path_hooks.clear()
-    sys.path.clear()
+    worker.forbid_imports()
     os.umask(0)
     archive = fds[0]
     os.set_blocking(archive, True)

@@ -14,7 +14,6 @@ import contextlib
 import os
 import posixpath
 import stat
-import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -272,6 +271,7 @@ def _enter(request: Request) -> None:
         namespace = os.open(f"/proc/{request.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         root = os.open(f"/proc/{request.pid}/root", os.O_PATH | os.O_CLOEXEC)
         users = os.open(f"/proc/{request.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        worker.forbid_imports()  # before the container's root is this process's
         setns(namespace, CLONE_NEWNS)
         os.fchdir(root)
         os.chroot(".")
@@ -306,10 +306,7 @@ def _enter(request: Request) -> None:
         os.chroot(".")
     os.close(root)
     os.chdir("/")
-    sys.meta_path.clear()
-    sys.path_hooks.clear()
-    sys.path.clear()
-    sys.path_importer_cache.clear()
+    worker.forbid_imports()
     _disarm_procfs(proc)
     os.close(proc)
     capabilities.capset(kept, kept, 0)

@@ -13,7 +13,6 @@ import hashlib
 import os
 import queue
 import stat
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Literal
@@ -85,11 +84,7 @@ def _pack(request: PackRequest, fds: Sequence[int]) -> PackResult:
     os.fchdir(root)
     os.chroot(".")
     os.chdir("/")
-    # From here on the tree's files would be taken for Python's own (CVE-2019-14271).
-    sys.meta_path.clear()
-    sys.path_hooks.clear()
-    sys.path.clear()
-    sys.path_importer_cache.clear()
+    worker.forbid_imports()
     os.close(root)
     root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # a mount's own descriptor only names it
     sink = _Sink(fds[0], hashed=request.kind == "layer", encoding=request.encoding)
@@ -102,13 +97,8 @@ def _pack(request: PackRequest, fds: Sequence[int]) -> PackResult:
 
 
 def _open(request: PackRequest) -> int:
-    if request.pid:
-        try:
-            return open_running(request.pid)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESRCH):
-                raise
-    return open_rootfs(request.rootfs)
+    running = open_running(request.pid, request.rootfs) if request.pid else None
+    return open_rootfs(request.rootfs) if running is None else running
 
 
 class _Sink(threading.Thread):

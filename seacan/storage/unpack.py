@@ -15,7 +15,6 @@ import os
 import posixpath
 import queue
 import stat
-import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -113,11 +112,7 @@ def _confine(root: str) -> None:
     os.chroot(root)
     os.chdir("/")
     os.umask(0)
-    # From here on the layer's files would be taken for Python's own (the trap of CVE-2019-14271).
-    sys.meta_path.clear()
-    sys.path_hooks.clear()
-    sys.path.clear()
-    sys.path_importer_cache.clear()
+    worker.forbid_imports()
 
 
 def _reading(descriptor: int) -> ReadChunk:

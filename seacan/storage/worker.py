@@ -133,6 +133,15 @@ def _keep_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, 4 * _BUFFERS)
 
 
+def forbid_imports() -> None:
+    """For a worker whose root is going to be a container's, an image's or a context's: files there would be taken for
+    Python's own modules (CVE-2019-14271)."""
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path.clear()
+    sys.path_importer_cache.clear()
+
+
 def _allow_depth() -> None:
     """Let walks go as deep as trees do: a call and a descriptor a folder. Calls of Python by Python take no stack."""
     sys.setrecursionlimit(_DEPTH)

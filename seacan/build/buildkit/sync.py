@@ -13,7 +13,6 @@ import hashlib
 import os
 import socket
 import stat
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -205,9 +204,7 @@ def _sync(request: SyncRequest, fds: Sequence[int]) -> SyncResult:
     index = os.open(request.index, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.chdir(request.folder)
     os.chroot(".")
-    sys.meta_path.clear()
-    sys.path_hooks.clear()
-    sys.path.clear()
+    worker.forbid_imports()
     os.umask(0)
     os.set_blocking(fds[0], True)
     link = socket.socket(fileno=fds[0])
@@ -439,9 +436,7 @@ def _send(request: SendRequest, fds: Sequence[int]) -> SyncResult:
     root = open_rootfs(request.rootfs)
     os.fchdir(root)
     os.chroot(".")
-    sys.meta_path.clear()
-    sys.path_hooks.clear()
-    sys.path.clear()
+    worker.forbid_imports()
     os.set_blocking(fds[0], True)
     link = socket.socket(fileno=fds[0])
     sender = Sender(link)
