@@ -290,7 +290,7 @@ class Container:
         self.created = state.now()
         self.save()
         again = cls.load(id, root=root)
-        if again.status() == "running" and configuration.process is not None:
+        if configuration.process is not None:
             again._plan_exec(configuration.process, 0, 0, True)
         again.release()
         return plan
@@ -703,7 +703,7 @@ class Container:
         configuration that is :func:`seacan.runtime.spec.direct`. ``spawn``: see :func:`seacan.runtime.exec.run_exec`.
         Raises RuntimeFailed.
         """
-        if self.status() not in ("running", "created", "paused"):
+        if self.pidfd < 0:
             raise RuntimeFailed("cannot exec in a stopped container")
         try:
             plan = self._plan_exec(process_, seccomp_flags, 0, new_keyring)

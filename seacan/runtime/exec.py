@@ -63,6 +63,8 @@ def run_exec(
         if spawn and executable.can_spawn:
             executable.load()
             channel.send(words_of.CHILD, str(executable.spawn()).encode())
+            # Who waits for the end of the channel or of the streams need not wait for our memory to be taken apart.
+            k.close_range(0)
             os._exit(0)
         with step("clone3"):
             pid, new = k.clone3(k.CLONE_PARENT)
