@@ -217,7 +217,15 @@ def _away() -> Iterator[None]:
     places = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in ("/", ".")]
     places.append(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
     top, here, namespace = places
+
+    def come_back() -> None:
+        k.setns(namespace, k.CLONE_NEWNS)
+        os.fchdir(top)
+        os.chroot(".")
+        os.fchdir(here)
+
     try:
+        come_back()  # where that is forbidden, it has to be found out here
         k.unshare(k.CLONE_NEWNS)
         try:
             k.mount("", "/", "", k.MS_SLAVE | k.MS_REC)
@@ -226,10 +234,7 @@ def _away() -> Iterator[None]:
             os.close(empty)
             yield
         finally:
-            k.setns(namespace, k.CLONE_NEWNS)
-            os.fchdir(top)
-            os.chroot(".")
-            os.fchdir(here)
+            come_back()
     finally:
         packets.close_all(places)
 

@@ -258,8 +258,8 @@ def _resolve(kind: str, device: str, words: str) -> tuple[str, str]:
     if match is not None and not _is_address(match[1]):
         return device, words.replace(f"addr={match[1]}", f"addr={_lookup(match[1])}", 1)
     if kind == "cifs" and match is None:
-        name = urlsplit(device).hostname or ""
-        if name and not _is_address(name):
+        name = urlsplit(device).netloc.rpartition("@")[2]
+        if name and not _is_address(name.strip("[]")):
             return unquote(device.replace(name, _lookup(name), 1)), words
     return device, words
 

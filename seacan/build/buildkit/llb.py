@@ -35,6 +35,8 @@ from seacan.errors import InvalidParameter, Unsupported
 from seacan.storage import digest as digests
 
 _VERTICES = 1000
+_HEIGHT = 1000
+"""Layers that a result may have, beyond those of images: merges of merges double them with every operation."""
 M = TypeVar("M", bound=Message)
 _TRUE = ("true", "1")
 
@@ -115,6 +117,7 @@ async def graph(definition: pb.Definition, image: Image, result: Result = lambda
     if len(definition.definitions) > _VERTICES:
         raise InvalidParameter(f"LLB definition of {len(definition.definitions)} operations; the limit is {_VERTICES}")
     made: dict[str, Vertex] = {}
+    heights: dict[str, int] = {}
     wanted: Vertex | None = None
     for encoded in definition.definitions:  # each after its inputs
         op = _decode(pb.Op, encoded)
@@ -127,6 +130,10 @@ async def graph(definition: pb.Definition, image: Image, result: Result = lambda
             if each.index or each.digest not in made:
                 raise InvalidParameter(f"LLB operation {digest}: invalid input {each.digest[:100]}")
             inputs.append(made[each.digest])
+        below = [heights[each.digest] for each in op.inputs]
+        heights[digest] = sum(below) if op.operation == "merge" else max(below, default=0) + 1
+        if heights[digest] > _HEIGHT:
+            raise InvalidParameter(f"LLB operation {digest}: a result of more than {_HEIGHT} layers")
         described = definition.metadata.get(digest) or pb.OpMetadata()
         made[digest] = await _vertex(op, inputs, described, image, result)
     if wanted is None:

@@ -93,6 +93,20 @@ async def test_the_rest_is_refused(op: pb.Op, error: type[SeacanError], words: s
         await llb.graph(definition(op), image)
 
 
+async def test_merges_of_merges_are_bounded() -> None:
+    """Thirty operations that double the layers would be a thousand million of them in the daemon's memory."""
+    ops = [source("docker-image://a")]
+    for _ in range(30):
+        both = [pb.Input(digest_of(ops[-1]))] * 2
+        ops.append(pb.Op(inputs=both, merge=b"\x0a\x00"))
+    assert await llb.graph(definition(*ops[:10]), image)
+    with pytest.raises(InvalidParameter, match="more than 1000 layers"):
+        await llb.graph(definition(*ops), image)
+    wide = pb.Op(inputs=[pb.Input(digest_of(ops[0]))] * 5000, merge=b"\x0a\x00")
+    with pytest.raises(InvalidParameter, match="more than 1000 layers"):
+        await llb.graph(definition(ops[0], wide), image)
+
+
 async def test_a_definition_that_names_no_result_or_has_no_end_is_refused() -> None:
     with pytest.raises(InvalidParameter, match="no result"):
         await llb.graph(pb.Definition([source("local://x").encode()]), image)

@@ -21,7 +21,10 @@ def seen():
 os.chdir("/usr")
 before = seen()
 if sys.argv[1:]:
-    rehearsal.may_leave = lambda: False
+    rehearsal.may_leave = lambda: sys.argv[1] == "caged"
+    def refuse(*_):
+        raise PermissionError(1, "no way back")
+    rehearsal.k.setns = refuse
 rehearsal.rehearse()
 assert seen() == before, (before, seen())
 print("played")
@@ -38,9 +41,14 @@ def test_whoever_has_rehearsed_is_where_he_was() -> None:
     assert (done.stdout, done.stderr) == ("played\n", "")
 
 
-def test_without_the_capabilities_only_shims_are_rehearsed() -> None:
-    done = play("without")
+@pytest.mark.parametrize(
+    ("lack", "words"),
+    [
+        ("capabilities", "no capabilities to enter a mount namespace and to come back"),
+        ("caged", "[Errno 1] no way back"),  # by a filter, say: it is tried before there is anywhere to come back from
+    ],
+)
+def test_whoever_could_not_come_back_rehearses_only_shims(lack: str, words: str) -> None:
+    done = play(lack)
     assert done.stdout == "played\n"
-    assert done.stderr == (
-        "cannot rehearse how containers are made: no capabilities to enter a mount namespace and to come back\n"
-    )
+    assert done.stderr == f"cannot rehearse how containers are made: {words}\n"

@@ -370,6 +370,7 @@ def test_mount_words_become_flags_and_data() -> None:
         ("nfs", ":/x", "addr=10.0.0.1,rw", (":/x", "addr=10.0.0.1,rw")),
         ("nfs", ":/x", "addr=host.test,rw", (":/x", "addr=10.9.9.9,rw")),
         ("cifs", "//host.test/s", "username=u", ("//10.9.9.9/s", "username=u")),
+        ("cifs", "//Host.Test/s", "username=u", ("//10.9.9.9/s", "username=u")),
         ("cifs", "//host.test/s%20t", "username=u", ("//10.9.9.9/s t", "username=u")),
         ("cifs", "//10.0.0.1/s%20t", "username=u", ("//10.0.0.1/s%20t", "username=u")),
         ("ext4", "/dev/x", "addr=host.test", ("/dev/x", "addr=host.test")),
