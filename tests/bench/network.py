@@ -28,6 +28,9 @@ from tests.unit.network.conftest import Space
 
 RUNS = 20
 PRESENT = int(os.environ.get("SEACAN_BENCH_CONTAINERS", "1000"))
+_SETTLE = 0.15
+"""Seconds after a removal, of which the kernel does the larger part later: with 1,000 containers present, the next
+start would take 5 ms more meanwhile."""
 SECONDS = 0.4
 TURNS = 12
 """Traffic is measured for short times that take turns, and the best of each counts: whatever else the machine does can
@@ -115,6 +118,7 @@ def _start(api: API, host_config: dict[str, object]) -> float:
     took = (time.perf_counter() - begin) * 1000
     api("POST", f"/containers/{ident}/wait")
     api("DELETE", f"/containers/{ident}?force=1")
+    time.sleep(_SETTLE)
     return took
 
 
