@@ -64,6 +64,7 @@ def _turns(sides: list[Client], one: Callable[[Client, int], float], runs: int =
     times: list[list[float]] = [[] for _ in sides]
     for turn in range(runs):
         for index, side in enumerate(sides):
+            os.sync()  # what was written before, by the other side too, is not for this one to wait for
             times[index].append(one(side, turn))
     return times
 
