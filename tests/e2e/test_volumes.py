@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,7 +157,9 @@ class SharedHost(Host):
         return super().command("unshare", "--mount", "--propagation=shared", *argv)
 
 
-def test_a_container_that_sees_the_hosts_files_keeps_no_volume_mounted(new_daemon: Callable[..., Daemon]) -> None:
+def test_what_a_host_with_shared_mounts_and_its_containers_see_of_each_other(
+    new_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
     host = SharedHost("shared")
     try:
         daemon = new_daemon("--bridge=none", on=host)
@@ -168,6 +171,15 @@ def test_a_container_that_sees_the_hosts_files_keeps_no_volume_mounted(new_daemo
         assert daemon.out(*count) == "1"
         daemon.docker("rm", "-f", "uses")
         assert daemon.docker(*count, check=False).stdout == "0\n"
+        bind = ("--cap-add=SYS_ADMIN", "-v", f"{tmp_path}:/shared:rshared", "-v", f"{tmp_path}:/slave:rslave")
+        places = "/shared/in /slave/in /mnt"
+        script = (
+            f"mkdir -p {places}; for place in {places}; do mount -t tmpfs from:$place $place || exit; done; sleep 100"
+        )
+        daemon.docker("run", "-d", "--name", "mounts", "--network", "none", *bind, "busybox", "sh", "-c", script)
+        daemon.docker("exec", "mounts", "sh", "-c", "until grep -q from:/mnt /proc/mounts; do sleep 0.05; done")
+        seen = daemon.out("exec", "sees", "sh", "-c", "grep -o ^from:[^\\ ]* /proc/mounts")
+        assert seen == "from:/shared/in"
         daemon.close()
     finally:
         host.close()
