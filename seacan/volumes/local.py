@@ -212,14 +212,13 @@ def mount(target: str, options: Mapping[str, str]) -> None:
 
 
 def unmount(target: str) -> None:
-    """Undo :func:`mount`; a folder that is not mounted is fine. Raises System."""
-    if not mounted(target):
-        return
-    try:
-        k.umount2(target, 0)
-    except OSError as error:
-        if mounted(target):
-            raise System(f"unmount {target}: {(error.strerror or '').lower()}") from error
+    """Undo :func:`mount`, however often it was; a folder that is not mounted is fine. Raises System."""
+    while mounted(target):
+        try:
+            k.umount2(target, 0)
+        except OSError as error:
+            if mounted(target):
+                raise System(f"unmount {target}: {(error.strerror or '').lower()}") from error
 
 
 def mounted(target: str) -> bool:

@@ -108,6 +108,7 @@ class Volumes:
         self._launcher = launcher
         self._emit = emit
         self._locks: dict[str, asyncio.Lock] = {}
+        self._mounting: set[asyncio.Task[None]] = set()
         self._pruning = False
         root.mkdir(mode=0o701, parents=True, exist_ok=True)
         self._trash = Trash(root / ".removed", launcher)
@@ -536,22 +537,43 @@ class Volumes:
         )
 
     async def _mount(self, volume: Volume, container: str) -> None:
-        async with self._lock(volume.name):
-            self._database.execute("INSERT OR IGNORE INTO volume_mounts VALUES (?, ?)", (volume.name, container))
-            try:
-                if not local.mounted(volume.mountpoint):
-                    await _apart(local.mount, volume.mountpoint, volume.options or {})
-            except BaseException as error:
-                self._inactive(volume.name, container)
-                if isinstance(error, System):
-                    raise System(f"error while mounting volume '{volume.mountpoint}': {error.message}") from error
-                raise
+        """Whoever is cancelled need not wait for a server that does not answer. What is mounted after that is unmounted
+        again, and until then the volume is locked: a mount that nobody knows of would have the server's files deleted
+        with the volume."""
+        abandoned = False
+
+        async def mount() -> None:
+            async with self._lock(volume.name):
+                self._database.execute("INSERT OR IGNORE INTO volume_mounts VALUES (?, ?)", (volume.name, container))
+                try:
+                    if not local.mounted(volume.mountpoint):
+                        await _apart(local.mount, volume.mountpoint, volume.options or {})
+                except BaseException as error:
+                    self._inactive(volume.name, container)
+                    if isinstance(error, System):
+                        raise System(f"error while mounting volume '{volume.mountpoint}': {error.message}") from error
+                    raise
+                if abandoned:
+                    await self._let_go(volume, container)
+
+        mounting = asyncio.create_task(mount(), name=f"mount volume {volume.name}")
+        self._mounting.add(mounting)
+        mounting.add_done_callback(self._mounting.discard)
+        try:
+            await asyncio.shield(mounting)
+        except asyncio.CancelledError:
+            abandoned = True
+            mounting.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
 
     async def _unmount(self, volume: Volume, container: str) -> None:
         async with self._lock(volume.name):
-            self._inactive(volume.name, container)
-            if not self._active(volume.name):
-                await _apart(local.unmount, volume.mountpoint)
+            await self._let_go(volume, container)
+
+    async def _let_go(self, volume: Volume, container: str) -> None:
+        self._inactive(volume.name, container)
+        if not self._active(volume.name):
+            await _apart(local.unmount, volume.mountpoint)
 
     def _inactive(self, name: str, container: str) -> None:
         self._database.execute("DELETE FROM volume_mounts WHERE volume = ? AND container = ?", (name, container))

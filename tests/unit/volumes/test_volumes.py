@@ -305,6 +305,24 @@ class TestMountOptions:
         answer.set()
         await asyncio.wait_for(asyncio.gather(*waiting), 5)
 
+    async def test_what_is_mounted_after_its_container_gave_up_is_unmounted(
+        self, volumes: Volumes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer, really = threading.Event(), local.mount
+        monkeypatch.setattr(local, "mount", lambda *given: answer.wait(60) and really(*given))
+        made = await volumes.create("late", options={"type": "tmpfs", "device": "tmpfs"})
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(volumes.mount("c1", [point("late")]), 0.05)
+        removing = asyncio.ensure_future(volumes.remove("late"))
+        await asyncio.sleep(0.05)
+        assert not removing.done()
+        monkeypatch.setattr(volumes._trash, "discard", lambda _: seen.append(local.mounted(made.mountpoint)))
+        seen: list[bool] = []
+        answer.set()
+        await asyncio.wait_for(removing, 5)
+        assert seen == [False]
+
     async def test_what_a_crash_left_mounted_is_unmounted(
         self, volumes: Volumes, database: Database, launcher: Launcher
     ) -> None:
