@@ -1,14 +1,15 @@
 """What Go's encoding/json says of a value of the wrong type: clients and their tests look for its very words.
 
-``json: cannot unmarshal number into Go struct field IPAMConfig.IPAM.Config.Subnet of type string`` names the innermost
-struct, the fields that lead there, and the field's type (``UnmarshalTypeError`` of Go's encoding/json).
+In ``cannot unmarshal number into Go struct field IPAMConfig.CreateOptions.IPAM.Config.Subnet of type string`` come the
+innermost struct, the fields that lead there with embedded structs, and the field's type (``UnmarshalTypeError``).
+These are the words of Go 1.24, with which Docker builds its releases; every release of Go has its own.
 """
 
 from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -44,6 +45,15 @@ _STRUCTS: Final[Mapping[str, str]] = {
     "WeightDevice": "blkiodev.WeightDevice",
 }
 """Our structs by what they are in Go, where that is not the same name in the package container."""
+
+_EMBEDDED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("HostConfig", "UpdateConfig"), "Resources"),
+    "ContainerCreateRequest": "Config",
+    "NetworkCreateRequest": "CreateOptions",
+}
+"""Our structs, and what is embedded in them in Go."""
+_OWN: Final = frozenset({"Name", "CheckDuplicate"})
+"""Fields of NetworkCreateRequest that are not of the embedded struct."""
 
 _FIELDS: Final[Mapping[str, str]] = {
     "BindOptions.Propagation": "mount.Propagation",
@@ -111,7 +121,8 @@ def _complaints(value: Any, hint: Any, struct: str, path: tuple[str, ...]) -> It
         members = _members(origin)
         for key, item in value.items():
             if (member := members.get(key.lower())) is not None:
-                yield from _complaints(item, member[1], _go_type(origin).rpartition(".")[2], (*path, member[0]))
+                inner = (*path, *_embedding(origin, member[0]), member[0])
+                yield from _complaints(item, member[1], _go_type(origin).rpartition(".")[2], inner)
     elif not _fits(value, origin):
         kind = _kind(value)
         if origin is int and isinstance(value, int | float) and not isinstance(value, bool):
@@ -139,6 +150,16 @@ def _members(model: type[msgspec.Struct]) -> dict[str, tuple[str, Any]]:
         encoded.lower(): (encoded, hints[name])
         for name, encoded in zip(model.__struct_fields__, model.__struct_encode_fields__, strict=True)
     }
+
+
+def _embedding(model: type[msgspec.Struct], field: str) -> tuple[str, ...]:
+    """The struct embedded in ``model`` that ``field`` is of in Go, if it is."""
+    name = _EMBEDDED.get(model.__name__)
+    if name is None:
+        return ()
+    base = model.__base__
+    inherited: Collection[str] = getattr(base, "__struct_encode_fields__", ())
+    return (name,) if (field in inherited if inherited else field not in _OWN) else ()
 
 
 def _fits(value: Any, kind: type) -> bool:

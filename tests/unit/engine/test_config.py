@@ -63,22 +63,22 @@ _INTO = "invalid JSON: json: cannot unmarshal {}"
         (
             NetworkCreateRequest,
             b'{"Internal": true, "ipam": {"Config": [{"Subnet": "10.0.0.0/8"}, {"Subnet": 1.5}]}, "Name": 3}',
-            "number into Go struct field IPAMConfig.IPAM.Config.Subnet of type string",
+            "number into Go struct field IPAMConfig.CreateOptions.IPAM.Config.Subnet of type string",
         ),
         (
             NetworkCreateRequest,
             b'{"Options": ["a"]}',
-            "array into Go struct field CreateRequest.Options of type map[string]string",
+            "array into Go struct field CreateRequest.CreateOptions.Options of type map[string]string",
         ),
         (
             NetworkCreateRequest,
             b'{"Options": {"a": true}}',
-            "bool into Go struct field CreateRequest.Options of type string",
+            "bool into Go struct field CreateRequest.CreateOptions.Options of type string",
         ),
         (
             NetworkCreateRequest,
             b'{"EnableIPv6": "true"}',
-            "string into Go struct field CreateRequest.EnableIPv6 of type bool",
+            "string into Go struct field CreateRequest.CreateOptions.EnableIPv6 of type bool",
         ),
         (
             ConnectRequest,
@@ -93,12 +93,12 @@ _INTO = "invalid JSON: json: cannot unmarshal {}"
         (
             ContainerCreateRequest,
             b'{"HostConfig": {"Memory": "1g"}}',
-            "string into Go struct field HostConfig.HostConfig.Memory of type int64",
+            "string into Go struct field HostConfig.HostConfig.Resources.Memory of type int64",
         ),
         (
             ContainerCreateRequest,
             b'{"HostConfig": {"Memory": 9223372036854775808}}',
-            "number 9223372036854775808 into Go struct field HostConfig.HostConfig.Memory of type int64",
+            "number 9223372036854775808 into Go struct field HostConfig.HostConfig.Resources.Memory of type int64",
         ),
         (
             ContainerCreateRequest,
