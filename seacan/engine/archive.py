@@ -269,12 +269,9 @@ def _enter(request: Request) -> None:
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if request.pid:
         namespace = os.open(f"/proc/{request.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        root = os.open(f"/proc/{request.pid}/root", os.O_PATH | os.O_CLOEXEC)
         users = os.open(f"/proc/{request.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         worker.forbid_imports()  # before the container's root is this process's
-        setns(namespace, CLONE_NEWNS)
-        os.fchdir(root)
-        os.chroot(".")
+        setns(namespace, CLONE_NEWNS)  # at the namespace's root, wherever init has its own
         if os.stat(users).st_ino != os.stat("self/ns/user", dir_fd=proc).st_ino:
             # Owners are to be read and set as the container has them, with no more rights than its root's.
             setns(users, CLONE_NEWUSER)
@@ -304,7 +301,7 @@ def _enter(request: Request) -> None:
             move_mount(source, make_in_root(root, destination, directory=folder))
         os.fchdir(root)
         os.chroot(".")
-    os.close(root)
+        os.close(root)
     os.chdir("/")
     worker.forbid_imports()
     _disarm_procfs(proc)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -103,7 +104,7 @@ class Layout:
 
     async def put_blob(self, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]) -> None:
         path = self.path(descriptor.digest)
-        building = path.with_name(f".{path.name}.{os.getpid()}")
+        building = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # several may write it at once
         try:
             with building.open("wb") as file:
                 async for chunk in body():

@@ -88,13 +88,18 @@ def test_a_running_container_is_exported_as_it_sees_itself(engine: Daemon, tmp_p
     assert not {"mnt/above", "data/x", "proc/1"} & set(running)
 
 
-def test_a_container_whose_init_is_in_a_chroot_is_exported_whole(engine: Daemon, tmp_path: Path) -> None:
+def test_a_container_whose_init_is_in_a_chroot_is_exported_and_copied_from_whole(
+    engine: Daemon, tmp_path: Path
+) -> None:
     jail = "mkdir -p /jail/bin; cp /bin/busybox /jail/bin; touch /jail/ready; exec chroot /jail /bin/busybox sleep 100"
     engine.docker("run", "-d", "--name", "c1", "--network=none", "busybox", "sh", "-c", jail)
-    engine.docker("exec", "c1", "sh", "-c", "until [ -e /ready ] || [ -e /jail/ready ]; do :; done; sleep 0.2")
+    engine.docker("exec", "c1", "sh", "-c", "until tr '\\\\0' ' ' </proc/1/cmdline | grep -q ^/bin/busybox; do :; done")
     engine.docker("export", "-o", str(tmp_path / "c1.tar"), "c1")
     with tarfile.open(tmp_path / "c1.tar") as tar:
         assert {"jail/bin/busybox", "etc/passwd"} <= set(tar.getnames())
+    engine.docker("cp", "c1:/etc/passwd", str(tmp_path))
+    engine.docker("cp", str(tmp_path / "passwd"), "c1:/jail/copied")
+    assert engine.out("exec", "c1", "cat", "/jail/copied") == (tmp_path / "passwd").read_text().strip()
 
 
 def test_images_in_use_are_not_removed(engine: Daemon) -> None:
