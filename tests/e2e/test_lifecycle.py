@@ -37,7 +37,7 @@ def test_a_container_that_is_only_created_has_no_process_for_long(daemon: Daemon
     before = set(children.read_text().split())
     for number in range(12):
         daemon.docker("create", "--name", f"c{number}", *NONE, *FOREVER)
-    assert len(set(children.read_text().split()) - before) <= 8
+    eventually(lambda: len(set(children.read_text().split()) - before) <= 8)  # those that are let go take a moment
     eventually(lambda: not set(children.read_text().split()) - before)
     daemon.docker("start", "c11")
     daemon.docker("create", "--name", "c12", *NONE, *FOREVER)
