@@ -233,7 +233,7 @@ class AsyncContainer:
         from seacan.runtime.logs import ReadOptions
 
         options = ReadOptions(stdout=stdout, stderr=stderr, follow=follow, multiplexed=False)
-        return read(self._core, self._record, options)
+        return (chunk async for chunk in read(self._core, self._record, options) if chunk)
 
     async def exec(
         self,

@@ -564,7 +564,7 @@ class BuildKit:
         job = await self._bridge_job(call)
         name, _, number = ref.partition("@")
         results = job.results.get(name, [])
-        if (not number.isdigit() and number) or int(number or 0) >= len(results):
+        if (not number.isdecimal() and number) or int(number or 0) >= len(results):
             raise Status(NOT_FOUND, f"no such ref {ref[:100]}")
         return results[int(number or 0)].outcome
 
@@ -853,7 +853,7 @@ class BuildKit:
         ref, _, number = identifier.removeprefix(_REFERENCE).partition("@")
         for job in self._jobs.values():
             results = job.results.get(ref, [])
-            if (number.isdigit() and int(number) < len(results)) or (results and not number):
+            if (number.isdecimal() and int(number) < len(results)) or (results and not number):
                 outcome = results[int(number or 0)].outcome
                 return NamedContext(outcome.converted.vertex, outcome.config)
         return None

@@ -217,6 +217,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
             multiplexed=not tty,
         )
         source = logs.read(engine, container, options)
+        await anext(source)  # a client that has our headers may remove the container
         kind = MULTIPLEXED if not tty and api_version(request) >= (1, 42) else RAW
         response = web.StreamResponse(headers={"Content-Type": kind})
         response.enable_chunked_encoding()

@@ -646,12 +646,15 @@ def _lookup(root: int | None, path: str, name: str) -> list[str] | None:
 _CLAUSE = re.compile(r"([ugoa]*)((?:[-+=](?:[rwxXst]*|[ugo]))+)\Z")
 
 
+def _octal(text: str) -> int | None:
+    return int(text, 8) if text and not text.strip("01234567") else None
+
+
 def parse_mode(text: str) -> Callable[[int], int] | None:
     """A change of mode: octal digits or chmod's symbols (umask 0)."""
     if not text:
         return None
-    if text.isdigit():
-        value = int(text, 8)
+    if (value := _octal(text)) is not None:
         return lambda _mode: value
     clauses = []
     for part in text.split(","):
@@ -896,7 +899,7 @@ class _Destination:
 def _copy(destination: _Destination, root: int, source: SourceRoot, action: CopyAction, classic: bool) -> None:
     owner = parse_owner(destination.root, action.owner, strict=classic)
     mode = parse_mode(action.mode)
-    octal = int(action.mode, 8) if action.mode.isdigit() else None
+    octal = _octal(action.mode)
     attributes = _Attributes(owner, mode, octal, destination.latest)
     destination.attributes = attributes
     if source.links and attributes.keeps and not destination.detached:

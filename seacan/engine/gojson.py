@@ -7,6 +7,7 @@ These are the words of Go 1.24, with which Docker builds its releases; every rel
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -143,6 +144,7 @@ def _bare(hint: Any) -> tuple[Any, bool]:
     return hint, strslice
 
 
+@functools.cache
 def _members(model: type[msgspec.Struct]) -> dict[str, tuple[str, Any]]:
     """Small letters → a field's name in JSON, and its type."""
     hints = typing.get_type_hints(model, include_extras=True)

@@ -37,7 +37,8 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True):
 def read(config: LogConfig, options: ReadOptions, ended: asyncio.Future[object] | None = None) -> AsyncIterator[bytes]:
     """The container's log as ``GET /containers/{id}/logs`` sends it, in chunks of many entries.
 
-    With ``follow`` it goes on until ``ended`` is done and everything written has been read.
+    The first chunk is empty, and says that the files are open: what is removed from then on is read all the same. With
+    ``follow`` it goes on until ``ended`` is done and everything written has been read.
 
     Raises:
         Unsupported: the driver keeps nothing.

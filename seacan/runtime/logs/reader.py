@@ -440,6 +440,8 @@ async def entries(
 ) -> AsyncIterator[list[Entry]]:
     """The log's entries, some at a time, filtered by everything but stream. Raises Unsupported.
 
+    None come first, when its files are open: from then on they may be removed.
+
     ``times``: whether their keys matter.
     """
     format = _format(config)
@@ -461,6 +463,7 @@ async def entries(
             files.close()  # rotated meanwhile
             files = _Files(config.path, max(config.max_file, 1))
             stack.callback(files.close)
+        yield []
 
         starts = _starts(files.fds, format, options.tail)
         for fd, start in zip(files.fds[:-1], starts[:-1], strict=True):
@@ -566,6 +569,9 @@ async def read(
 ) -> AsyncIterator[bytes]:
     """See :func:`seacan.runtime.logs.read`."""
     frame = Framer(options, _format(config))
+    opened = False
     async for some in entries(config, options, ended, times=options.timestamps):
-        if chunk := frame(some):
+        chunk = frame(some)
+        if chunk or not opened:
             yield chunk
+        opened = True

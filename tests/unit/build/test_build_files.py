@@ -170,6 +170,12 @@ def test_modes_in_octal_and_in_symbols(mode: str, before: int, after: int) -> No
     assert change(stat.S_IFREG | before) == after
 
 
+@pytest.mark.parametrize("mode", ["9", "789", "\N{FULLWIDTH DIGIT SEVEN}", "u", "u+y"])
+def test_what_is_no_mode_is_refused(mode: str) -> None:
+    with pytest.raises(InvalidParameter, match="invalid mode"):
+        parse_mode(mode)
+
+
 def test_existing_files_are_replaced_and_folders_merged(place: Place) -> None:
     (place.base / "app/keep").mkdir(parents=True)
     (place.base / "app/f").write_text("old")

@@ -57,6 +57,17 @@ async def test_everything_comes_back_as_it_was_written(log: Log) -> None:
     assert await log.read() == data
 
 
+@pytest.mark.parametrize("follow", [False, True])
+async def test_what_is_removed_once_reading_has_begun_is_read_all_the_same(log: Log, follow: bool) -> None:
+    log.write(numbered(1, 3))
+    ended: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    reader = log.reader(ended, follow=follow)
+    assert await anext(reader) == b""
+    os.unlink(log.config.path)
+    ended.set_result(None)
+    assert b"".join([chunk async for chunk in reader]) == numbered(1, 3)
+
+
 async def test_entries_are_multiplexed_by_stream(log: Log) -> None:
     log.write(b"out\n")
     log.write(b"err\n", 2)
@@ -150,7 +161,7 @@ async def test_a_cut_off_local_log_ends_with_the_last_whole_entry(tmp_path: Path
 
 async def test_no_log_yet_is_an_empty_one(tmp_path: Path) -> None:
     config = LogConfig(path=str(tmp_path / "log"))
-    assert [chunk async for chunk in read(config, ReadOptions())] == []
+    assert [chunk async for chunk in read(config, ReadOptions())] == [b""]
 
 
 async def test_the_none_driver_cannot_be_read() -> None:
