@@ -42,6 +42,7 @@ from seacan.build.graph import (
     Merge,
     Scratch,
     Vertex,
+    walk,
 )
 from seacan.build.imports import Imports
 from seacan.build.progress import Progress, SharedLog
@@ -516,12 +517,13 @@ class Build:
 
         :raises BuildFailed: a step failed.
         """
-        task = self._tasks.get(id(vertex))
-        if task is None:
-            self._vertices.append(vertex)  # keeps id(vertex) its own
-            task = asyncio.create_task(self._solve(vertex), name=f"build {vertex.name[:40]}")
-            self._tasks[id(vertex)] = task
-        return await asyncio.shield(task)
+        if id(vertex) not in self._tasks:
+            # Begun in the order of the Dockerfile: what most has to wait for is first.
+            for each in walk([vertex]):
+                if id(each) not in self._tasks:
+                    self._vertices.append(each)  # keeps id(each) its own
+                    self._tasks[id(each)] = asyncio.create_task(self._solve(each), name=f"build {each.name[:40]}")
+        return await asyncio.shield(self._tasks[id(vertex)])
 
     async def _solve(self, vertex: Vertex) -> Result:
         operation = vertex.operation
