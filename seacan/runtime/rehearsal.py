@@ -308,7 +308,7 @@ def _fill_holes() -> None:
                 break
             _fillers.append(filler)
     top = 0
-    for size in (16384, 8192, 4096, 3072, 2048, 1536, 1024, 896, 768, 640, 576, 528):
+    for size in (131072, 65536, 32768, 16384, 8192, 4096, 3072, 2048, 1536, 1024, 896, 768, 640, 576, 528):
         for _ in range(2000):
             filler = _filler(size)
             if id(filler) > top:  # beyond every hole
