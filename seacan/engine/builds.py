@@ -676,7 +676,7 @@ class EngineSandboxes:
                 log=LogConfig(driver="none"),
                 seccomp=built.seccomp,
                 direct=direct,
-                keyring=direct and not built.security.process_label,
+                keyring=direct and oci.shares_keyring(built),
                 unified=unified or "",
             )
             (bundle / "config.json").write_bytes(spec.encode(built.spec))

@@ -271,7 +271,7 @@ class Lifecycle:
             external=external,
             direct=direct,
             spawn=direct and oci.spawns(built),
-            keyring=direct and not built.security.process_label,
+            keyring=direct and oci.shares_keyring(built),
             unified=(engine.cgroup(container).unified or "") if direct else "",
         )
         bundle.mkdir(mode=0o700)

@@ -167,6 +167,11 @@ def spawns(built: Built) -> bool:
     return not traces and (built.seccomp is None or built.seccomp.endswith(seccomp.SPAWN))
 
 
+def shares_keyring(built: Built) -> bool:
+    """Whether the container's processes can inherit their keyring: see :class:`seacan.runtime.bundle.ShimConfig`."""
+    return not built.security.process_label
+
+
 def security_of(record: Record, options: EngineOptions) -> SecurityOptions:
     """A container's security options. Raises InvalidParameter in dockerd's words."""
     return security_options(record.host_config, options, record.categories or selinux.categories(record.id))

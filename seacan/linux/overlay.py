@@ -41,7 +41,7 @@ def mount_overlay(
     Raises:
         OSError: with the mount's options or the layer's path as its file name.
     """
-    if subpath and _release() < (6, 15):
+    if subpath and k.kernel() < (6, 15):
         return _elsewhere(lower, upper, work, options, userns, subpath)
     if subpath:
         tree = mount_overlay(lower, upper, work, options, userns=userns)
@@ -56,7 +56,7 @@ def mount_overlay(
         return fd
     if userns < 0:
         return _mount_folders(lower, upper, work, options)
-    if _release() >= (6, 15):
+    if k.kernel() >= (6, 15):
         return _mount_mapped(lower, upper, work, options, userns)
     # An overlay takes only layers that are attached somewhere in the caller's mount namespace.
     return _elsewhere(lower, upper, work, options, userns)
@@ -149,12 +149,7 @@ def _elsewhere(
 
 def _appends_layers() -> bool:
     """``lowerdir+`` came with Linux 6.7 and is usable since 6.8; an older kernel refuses it only at the very end."""
-    return _release() >= (6, 8)
-
-
-def _release() -> tuple[int, int]:
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+    return k.kernel() >= (6, 8)
 
 
 def _mount(lower: Sequence[str], upper: str | None, work: str | None, options: Sequence[str]) -> int:

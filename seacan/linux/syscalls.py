@@ -65,6 +65,12 @@ def _libc(name: str, *argtypes: Any) -> Any:
     return function
 
 
+def kernel() -> tuple[int, int]:
+    """Major and minor version of the kernel."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+
+
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
 

@@ -18,7 +18,6 @@ import errno
 import ipaddress
 import logging
 import os
-import re
 import socket
 import struct
 import sys
@@ -30,6 +29,7 @@ from seacan.linux import nftables as nft
 from seacan.linux import rtnetlink as rt
 from seacan.linux.bpf import BYTE, HALF, R0, R1, R2, R6, R7, R8, R9, R10, WORD, Assembler, Map
 from seacan.linux.netlink import NetlinkSocket
+from seacan.linux.syscalls import kernel
 from seacan.network.firewall import TABLE, endpoint_addresses
 from seacan.network.model import Endpoint, NetworkSpec
 
@@ -329,8 +329,7 @@ def missing() -> str | None:
         _Program(slots=1).close()
     except OSError as error:
         return str(error.strerror).partition("\n")[0]
-    release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
-    return None if release >= (6, 6) else "programs cannot be attached to links by tcx before Linux 6.6"
+    return None if kernel() >= (6, 6) else "programs cannot be attached to links by tcx before Linux 6.6"
 
 
 def obstacle(sock: NetlinkSocket) -> str | None:

@@ -51,6 +51,8 @@ _SCHED_FLAGS: Final = {
     "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
 }
 _IO_CLASSES: Final = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+_NO_KEYRINGS: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES)
+"""What says that the kernel has no keyrings, or none for us."""
 _DOMAINS: Final = {"LINUX": 0x0000, "LINUX32": 0x0008}
 
 
@@ -249,7 +251,7 @@ def new_keyring() -> None:
     try:
         k.keyctl_join_session_keyring(None)
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
+        if error.errno not in _NO_KEYRINGS:
             raise
 
 
@@ -262,7 +264,7 @@ def join_keyring(name: str) -> None:
         permissions = int(k.keyctl_describe(serial).split(";")[3], 16)
         k.keyctl_setperm(serial, permissions | 0x00080000)  # KEY_USR_SEARCH: lets an exec find it by name
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
+        if error.errno not in _NO_KEYRINGS:
             raise SetupFailed(f"unable to join session keyring: {words(error)}") from error
 
 

@@ -55,7 +55,7 @@ _EMPTY: Final = MountPlan(
 )
 _OVERLAY_FAILED: Final = "error mounting overlay to rootfs"
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
-MOUNTS_ON_DETACHED: Final = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (6, 15)
+MOUNTS_ON_DETACHED: Final = k.kernel() >= (6, 15)
 """Whether the kernel mounts on a tree that is attached nowhere, and copies parts of one."""
 _NULL: Final = os.makedev(1, 3)
 

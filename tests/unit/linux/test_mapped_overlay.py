@@ -22,9 +22,9 @@ from seacan.runtime.rootfs import mount_root
 
 top, how, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 if how == "attached":  # as a kernel before 6.15, which takes no layer that is attached nowhere
-    overlay._release = lambda: (6, 14)
+    overlay.k.kernel = lambda: (6, 14)
 if how == "numbered":  # as a kernel before 6.8, which takes all layers in one string
-    overlay._release = lambda: (6, 7)
+    overlay.k.kernel = lambda: (6, 7)
 mapping = Mapping((Range(0, 300000, 65536),), (Range(0, 400000, 65536),))
 lower = tuple(f"{top}/lower{number}" for number in range(count))
 before = open("/proc/self/mountinfo").read()
@@ -55,7 +55,7 @@ from seacan.linux import overlay
 from seacan.linux.userns import Range, namespace_with
 
 top, release, userns = sys.argv[1], tuple(map(int, sys.argv[2].split("."))), -1
-overlay._release = lambda: release
+overlay.k.kernel = lambda: release
 if sys.argv[3] == "mapped":
     userns = namespace_with((Range(0, 300000, 65536),), (Range(0, 400000, 65536),))
 lower = [f"{top}/lower0", f"{top}/lower1"]
