@@ -17,8 +17,9 @@ from seacan.engine import connections
 from seacan.engine.config import EndpointSettings, Model, PortBinding
 from seacan.engine.times import rfc3339
 from seacan.errors import InvalidParameter, NotFound
-from seacan.network.creation import BOOLEANS, NetworkCreateRequest
+from seacan.network.creation import NetworkCreateRequest
 from seacan.network.model import NetworkSpec
+from seacan.truth import truth
 
 if TYPE_CHECKING:
     from seacan.engine.engine import Engine
@@ -98,7 +99,7 @@ def routes(engine: Engine) -> list[web.RouteDef]:
 
     async def inspect(request: web.Request) -> web.StreamResponse:
         verbose = request.query.get("verbose", "")
-        if verbose not in ("", *BOOLEANS):
+        if verbose and truth(verbose) is None:
             raise InvalidParameter(
                 f'invalid value for verbose: {verbose}: strconv.ParseBool: parsing "{verbose}": invalid syntax'
             )

@@ -18,6 +18,7 @@ from seacan.images.config import format_time, parse_time
 from seacan.images.manifest import Descriptor
 from seacan.storage.compression import Encoding
 from seacan.storage.digest import DiffID, Digest, is_digest
+from seacan.truth import truth
 
 MEDIA_TYPE = "application/vnd.buildkit.cacheconfig.v0"
 INLINE = "moby.buildkit.cache.v0"
@@ -44,10 +45,11 @@ class Entry:
 
     def flag(self, name: str, default: bool) -> bool:
         """:raises InvalidParameter:"""
-        value = self.attrs.get(name, "")
-        if value not in ("", "1", "t", "T", "true", "TRUE", "True", "0", "f", "F", "false", "FALSE", "False"):
-            raise InvalidParameter(f"failed to parse {name}: {value}")
-        return default if not value else value[0] in "1tT"
+        text = self.attrs.get(name, "")
+        value = truth(text) if text else default
+        if value is None:
+            raise InvalidParameter(f"failed to parse {name}: {text}")
+        return value
 
     @property
     def encoding(self) -> Encoding:

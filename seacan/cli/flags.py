@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from seacan.errors import InvalidParameter
+from seacan.truth import truth
 
 
 class FlagError(InvalidParameter):
@@ -32,17 +33,12 @@ class Flag(NamedTuple):
         return f"-{self.short}, --{self.name}" if self.short else f"--{self.name}"
 
 
-_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
-
-
 def parse_bool(text: str) -> bool:
     """A boolean as Go's strconv.ParseBool reads it."""
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise InvalidParameter(f'strconv.ParseBool: parsing "{text}": invalid syntax')
+    value = truth(text)
+    if value is None:
+        raise InvalidParameter(f'strconv.ParseBool: parsing "{text}": invalid syntax')
+    return value
 
 
 def parse(

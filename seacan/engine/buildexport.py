@@ -28,6 +28,7 @@ from seacan.registry.copy import Stored
 from seacan.storage import digest as digests
 from seacan.storage.compression import GZIP, Encoding
 from seacan.storage.digest import Digest
+from seacan.truth import truth
 
 if TYPE_CHECKING:
     from seacan.engine.builds import Outcome
@@ -118,12 +119,10 @@ def boolean(attributes: Mapping[str, str], name: str, default: bool) -> bool:
     """An attribute that is a truth value; there without one it is true. :raises InvalidParameter:"""
     if name not in attributes:
         return default
-    value = attributes[name]
-    if value in ("", "1", "t", "T", "true", "TRUE", "True"):
-        return True
-    if value in ("0", "f", "F", "false", "FALSE", "False"):
-        return False
-    raise InvalidParameter(f"non-bool value specified for {name}")
+    value = truth(attributes[name] or "true")
+    if value is None:
+        raise InvalidParameter(f"non-bool value specified for {name}")
+    return value
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from seacan.engine.mounts import check_mounts
 from seacan.engine.options import EngineOptions
 from seacan.engine.profiles import capabilities, selinux
 from seacan.errors import Conflict, InvalidParameter, Unsupported
+from seacan.truth import truth
 
 MINIMUM_MEMORY = 6 << 20
 BUILTIN_RUNTIMES = ("seacan", "runc", "io.containerd.runc.v2")
@@ -370,10 +371,6 @@ class SecurityOptions:
     mount_label: str = ""
 
 
-_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
-_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
-
-
 def security_options(host_config: HostConfig, options: EngineOptions, categories: str = "c0,c1") -> SecurityOptions:
     """Understand ``HostConfig.SecurityOpt``; ``categories`` are the container's own for SELinux.
 
@@ -403,11 +400,11 @@ def security_options(host_config: HostConfig, options: EngineOptions, categories
             profile = value
         elif key == "seccomp":
             filter_ = value
-        elif key in ("no-new-privileges", "writable-cgroups") and value in _TRUE | _FALSE:
+        elif key in ("no-new-privileges", "writable-cgroups") and (wanted := truth(value)) is not None:
             if key == "no-new-privileges":
-                no_new_privileges = value in _TRUE
+                no_new_privileges = wanted
             else:
-                writable_cgroups = value in _TRUE
+                writable_cgroups = wanted
         else:
             raise InvalidParameter(f"invalid --security-opt 2: {_quoted(option)}")
     if not labels and unlabelled(host_config):

@@ -36,6 +36,7 @@ from seacan.network.model import (
     IPNetwork,
     NetworkSpec,
 )
+from seacan.truth import truth
 
 DRIVERS = ("bridge", "host", "ipvlan", "macvlan", "null", "routed")
 """The network drivers there are, as ``docker info`` lists them."""
@@ -54,9 +55,6 @@ _ADDRESSES: tuple[tuple[str, type[IPAddress] | tuple[type[IPAddress], ...]], ...
     ("com.docker.network.host_ipv4", ipaddress.IPv4Address),
     ("com.docker.network.host_ipv6", ipaddress.IPv6Address),
 )
-_TRUE = ("1", "t", "T", "TRUE", "true", "True")
-BOOLEANS = (*_TRUE, "0", "f", "F", "FALSE", "false", "False")
-"""What Go's strconv.ParseBool takes."""
 
 
 class IPAMConfig(Model):
@@ -219,15 +217,16 @@ def _family(options: dict[str, str], option: str, wanted: bool | None, default: 
     value = options.get(option)
     if value is None:
         return default
-    if value not in BOOLEANS:
+    wanted = truth(value)
+    if wanted is None:
         raise InvalidParameter(f'driver-opt "{option}" is not a valid bool')
-    return value in _TRUE
+    return wanted
 
 
 def _check_options(driver: str, options: Mapping[str, str], *, internal: bool) -> None:
     for name in _BOOLEANS:
         value = options.get(name)
-        if value and value not in BOOLEANS:
+        if value and truth(value) is None:
             raise InvalidParameter(
                 f'failed to parse {name} value: {value} (strconv.ParseBool: parsing "{value}": invalid syntax)'
             )

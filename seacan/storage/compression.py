@@ -19,6 +19,7 @@ import zstandard
 from isal import igzip_lib, isal_zlib
 
 from seacan.errors import InvalidParameter, Unsupported
+from seacan.truth import truth
 
 CHUNK = 1 << 20
 """Bytes that an expanded chunk has at most (but for plain streams, which are passed on as they come)."""
@@ -73,9 +74,10 @@ class Encoding(msgspec.Struct, frozen=True):
         kind = {"uncompressed": Compression.NONE, "gzip": Compression.GZIP, "zstd": Compression.ZSTD}.get(name)
         if kind is None:
             raise InvalidParameter(f"unsupported compression type {name}")
-        force = attributes.get("force-compression", "false") or "true"
-        if force not in _TRUE + _FALSE:
-            raise InvalidParameter(f"non-bool value {force} specified for force-compression")
+        asked = attributes.get("force-compression", "false") or "true"
+        force = truth(asked)
+        if force is None:
+            raise InvalidParameter(f"non-bool value {asked} specified for force-compression")
         text = attributes.get("compression-level")
         level: int | None = None
         if text is not None:
@@ -85,7 +87,7 @@ class Encoding(msgspec.Struct, frozen=True):
             if text.startswith("-") or len(text) > 2 or int(text) > most:
                 raise InvalidParameter(f"{name}: invalid compression level: {text}: it is a number from 0 to {most}")
             level = int(text) if kind is not Compression.NONE else None
-        return cls(kind, level, force in _TRUE)
+        return cls(kind, level, force)
 
     @property
     def name(self) -> str:
@@ -110,9 +112,6 @@ class Encoding(msgspec.Struct, frozen=True):
 
 GZIP = Encoding()
 """What registries and every client know."""
-
-_TRUE = ("1", "t", "T", "true", "TRUE", "True")
-_FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 
 def detect(head: bytes) -> Compression:

@@ -29,6 +29,7 @@ from seacan.storage.database import Database
 from seacan.storage.trash import Trash
 from seacan.storage.view import View
 from seacan.storage.worker import Launcher
+from seacan.truth import truth
 from seacan.volumes import local, populate
 
 if TYPE_CHECKING:
@@ -635,10 +636,6 @@ def _matches_part(text: str, wanted: Sequence[str]) -> bool:
     return not wanted or any(part in text for part in wanted)
 
 
-_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
-
-
 def _boolean_filter(name: str, filters: Mapping[str, Sequence[str]]) -> bool | None:
     values = [value.lower() for value in filters.get(name, ())]
     if not values:
@@ -656,8 +653,7 @@ def _all_filter(filters: Mapping[str, Sequence[str]]) -> bool:
         return False
     if len(values) > 1:
         raise InvalidParameter("invalid filter 'all': only one value is expected")
-    if values[0] in _TRUE:
-        return True
-    if values[0] in _FALSE:
-        return False
-    raise InvalidParameter(f"invalid filter 'all': strconv.ParseBool: parsing \"{values[0]}\": invalid syntax")
+    wanted = truth(values[0])
+    if wanted is None:
+        raise InvalidParameter(f"invalid filter 'all': strconv.ParseBool: parsing \"{values[0]}\": invalid syntax")
+    return wanted

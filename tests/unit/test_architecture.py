@@ -25,7 +25,13 @@ MAY_IMPORT = {
 }
 
 
-PLAIN_DATA = {"seacan.errors", "seacan.engine.config", "seacan.engine.gojson", "seacan.engine.options"}
+PLAIN_DATA = {
+    "seacan.errors",
+    "seacan.truth",
+    "seacan.engine.config",
+    "seacan.engine.gojson",
+    "seacan.engine.options",
+}
 """Words that every layer may use: they import nothing but each other."""
 
 
